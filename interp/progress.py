@@ -1,0 +1,30 @@
+"""One progress bar for every long stage: items done, rate, and time left estimated from the work that remains.
+
+The estimate is the mean over the whole stage (tqdm's `smoothing=0`): it does not flicker with single slow items, and an
+item may count for more than one unit (a batch counts its tokens).
+"""
+
+import sys
+
+from tqdm import tqdm
+
+
+def bar(total: int, label: str, *, unit: str = "tok", done: int = 0, show: bool | None = None) -> tqdm:
+    """A progress bar of `total` units of which `done` were finished by an earlier run.
+
+    `show=None` shows it where standard error is a terminal, and prints plain lines every few seconds elsewhere (a log
+    file); `False` silences it. Use as a context manager and call `.update(units)`.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=label,
+        unit=unit,
+        unit_scale=True,
+        smoothing=0,
+        disable=show is False,
+        mininterval=0.2 if terminal else 5.0,
+        ncols=None if terminal else 100,
+        leave=True,
+    )
