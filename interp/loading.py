@@ -1,0 +1,192 @@
+"""Models by name: a preset, a hub id, a local folder or a GGUF file, whole or only up to one site.
+
+    load_hf("smollm2-135m", upto=Site.parse("resid_post.15"))  ->  Loaded(hf = 16 blocks without head, ...)
+
+With `upto`, layers above the site and the head are neither allocated nor read (`interp.weights`); what stays above the
+site is the final norm's d numbers, which every base model applies.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.errors import InputError
+from interp.gguf_cache import dequantised, packaged_gguf
+from interp.presets import PRESETS, Preset
+from interp.quiet import quiet_transformers
+from interp.sites import Point, Site
+from interp.weights import fetch, load_partial
+
+SUPPORTED = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen 2",
+    "qwen3": "Qwen 3",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "gpt2": "GPT-2",
+    "gpt_neox": "GPT-NeoX",
+}
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A Hugging Face model with what is known about where it came from; `n_layers` counts the full model's blocks."""
+
+    hf: nn.Module
+    tokenizer: Any
+    name: str
+    revision: str | None
+    preset: Preset | None
+    n_layers: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a name leads: a folder on this disk, or a hub id to fetch from."""
+
+    folder: Path | None
+    hub_id: str | None
+    revision: str | None
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """`"bfloat16"`, `"bf16"`, `torch.bfloat16` or None (choose for me)."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    raise InputError(f"{dtype!r} is no dtype this can compute in; use one of {', '.join(_DTYPES)}")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float32 on CPU, where 16 bits are slow; bfloat16, in which the presets were trained, on an accelerator."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def load_hf(
+    name: str | Path,
+    *,
+    upto: Site | str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Loaded:
+    """Load a model and its tokenizer, in eval mode.
+
+    `name` is a preset, a hub id, a local folder or a .gguf file. `upto` stops loading at a site. `device` defaults to
+    CUDA where there is one, `dtype` to `default_dtype(device)`.
+    """
+    preset = PRESETS.get(str(name))
+    where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    number_type = parse_dtype(dtype) or default_dtype(where)
+    source = _resolve(str(name), preset)
+    folder, revision = source.folder, source.revision
+    if folder is None:
+        assert source.hub_id is not None
+        folder, revision = fetch(source.hub_id, weights=False)
+    config = _read_config(folder, str(name))
+    n_layers = config.num_hidden_layers
+    keep = None if upto is None else layers_needed(Site.parse(upto), n_layers)
+    if source.hub_id is not None and keep is None:
+        folder, revision = fetch(source.hub_id, weights=True)
+    if keep is None:
+        hf = _load_whole(folder, config, number_type)
+    else:
+        hf = load_partial(folder, config, keep, number_type, hub_id=source.hub_id)
+    tokenizer = _load_tokenizer(folder)
+    return Loaded(hf.to(where).eval(), tokenizer, str(name), revision, preset, n_layers)
+
+
+def layers_needed(site: Site, n_layers: int) -> int:
+    """How many blocks a run up to this site needs: N for resid_pre.N, N+1 inside block N, none for embed."""
+    if site.layer is None:
+        return 0 if site.point is Point.EMBED else n_layers
+    if site.layer >= n_layers:
+        raise InputError(f"site {site} does not exist: the model has {n_layers} layers, 0 to {n_layers - 1}")
+    return site.layer + (site.point is not Point.RESID_PRE)
+
+
+def _resolve(name: str, preset: Preset | None) -> _Source:
+    if preset is not None and preset.package is not None:
+        return _from_gguf(packaged_gguf(preset.package))
+    if preset is not None:
+        return _Source(None, preset.hub_id, None)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; expected a GGUF model file")
+        return _from_gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"the folder {path} holds no model: expected a config.json beside its weights in it")
+        return _Source(path, None, None)
+    if path.exists():
+        raise InputError(f"{path} is a file, but no .gguf; expected a model folder with a config.json, or a GGUF file")
+    return _Source(None, _hub_id(name), None)
+
+
+def _from_gguf(path: Path) -> _Source:
+    folder, digest = dequantised(path)
+    return _Source(folder, None, f"gguf-sha256:{digest}")
+
+
+def _hub_id(name: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"{name!r} is no model: there is no such folder or file, it is no hub id (owner/name), and the presets are "
+            f"{', '.join(PRESETS)}"
+        ) from error
+    return name
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    from transformers import AutoConfig
+
+    families = ", ".join(f"{title} ({kind})" for kind, title in SUPPORTED.items())
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(folder))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"the config of {name} in {folder} could not be read: {error}. Supported: {families}"
+            ) from error
+    if config.model_type not in SUPPORTED:
+        raise InputError(f"{name} is a {config.model_type!r} model, which is not supported. Supported: {families}")
+    return config
+
+
+def _load_whole(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        try:
+            return AutoModelForCausalLM.from_pretrained(str(folder), config=config, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the weights in {folder} could not be loaded: {error}") from error
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(str(folder))
+        except (OSError, ValueError, TypeError):  # a folder of weights alone is still a model
+            return None
