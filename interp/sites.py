@@ -2,9 +2,9 @@
 
     Site.parse("blocks.15.hook_resid_post") == Site.parse("resid_post.15") == Site(Point.RESID_POST, 15)
 
-Sites order by execution: `sorted(sites)[-1]` is the last one a run has to reach. Shapes, with the letters of `interp.axes`:
-residual-stream, attn_out, mlp_out, normalized, embed: `b t d`; q, z, rot_q: `b t h e`; k, v, rot_k: `b t g e`;
-attn_scores, pattern: `b h t s`; mlp pre, pre_linear and post: `b t m`.
+Sites order by execution: `sorted(sites)[-1]` is the last one a run has to reach. Shapes, with the letters of
+`interp.axes`: residual stream, attn_out, mlp_out, normalized, embed: `b t d`; q, z, rot_q: `b t h e`; k, v, rot_k:
+`b t g e`; attn_scores, pattern: `b h t s`; mlp pre, pre_linear and post: `b t m`.
 
 Gemma 2 and 3 normalise what attention and MLP add to the stream: `attn_out` and `mlp_out` are taken *after* those
 post-norms, so that always resid_mid = resid_pre + attn_out and resid_post = resid_mid + mlp_out.
@@ -12,6 +12,7 @@ post-norms, so that always resid_mid = resid_pre + attn_out and resid_post = res
 
 import functools
 import re
+import sys
 from dataclasses import dataclass
 from enum import Enum
 
@@ -19,7 +20,7 @@ from interp.errors import InputError
 
 
 class Point(Enum):
-    """A place in the forward pass; members stand in execution order, the value is TransformerLens's name inside its scope."""
+    """A place in the forward pass, in execution order; the value is TransformerLens's name inside its scope."""
 
     EMBED = "hook_embed"
     RESID_PRE = "hook_resid_pre"
@@ -95,7 +96,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: "str | Site") -> "Site":
-        """Read `blocks.15.hook_resid_post`, `resid_post.15`, `blocks.3.attn.hook_z[5]`, `z.3[5]`, `hook_embed`, `embed`."""
+        """Read `blocks.15.hook_resid_post`, `resid_post.15`, `blocks.3.attn.hook_z[5]`, `z.3[5]`, `embed`."""
         if isinstance(text, Site):
             return text
         if match := _LONG.fullmatch(text):
@@ -115,17 +116,13 @@ class Site:
         )
 
     @property
-    def rank(self) -> tuple[float, int]:
-        """Execution order: layer first, then the place inside the block."""
-        if self.layer is not None:
-            return (self.layer, self.point.place)
-        return (-1, 0) if self.point is Point.EMBED else (float("inf"), self.point.place)
+    def rank(self) -> tuple[int, int, int]:
+        """Execution order: layer first, then the place inside the block; heads of one tensor in their order."""
+        layer = self.layer if self.layer is not None else (-1 if self.point is Point.EMBED else sys.maxsize)
+        return (layer, self.point.place, -1 if self.head is None else self.head)
 
     def __lt__(self, other: "Site") -> bool:
-        return (*self.rank, -1 if self.head is None else self.head) < (
-            *other.rank,
-            -1 if other.head is None else other.head,
-        )
+        return self.rank < other.rank
 
     def __str__(self) -> str:
         scope = "" if self.layer is None else f"blocks.{self.layer}."

