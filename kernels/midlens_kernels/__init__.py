@@ -1,1 +1,5 @@
 """Fused operations, each with a plain PyTorch reference that defines its meaning."""
+
+from midlens_kernels._dispatch import use_backend as use_backend
+from midlens_kernels.topk_decode import topk_decode as topk_decode
+from midlens_kernels.topk_encode import topk_encode as topk_encode

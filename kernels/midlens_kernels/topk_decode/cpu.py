@@ -1,0 +1,42 @@
+"""Production `topk_decode` in plain PyTorch: embedding bags forward, a reverse index for the weight gradient.
+
+The forward pass and the gradient of `acts` are PyTorch's own embedding bag over a detached `W_dec`; only the gradient
+of `W_dec`, for which PyTorch would scatter an `m d` temporary, is ours: the bags of the reversed index over the rows of
+the incoming gradient.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from midlens_kernels._bags import feature_rows_gradient, weighted_bags
+
+
+class _DecoderGradient(torch.autograd.Function):
+    """The identity on y; backward also sends `dL/dW_dec[i] = sum over entries of i: acts * dL/dy[row]`."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, acts: Tensor, idx: Tensor, offsets: Tensor, W_dec: Tensor) -> Tensor:
+        ctx.save_for_backward(acts, idx, offsets)
+        ctx.n_features = len(W_dec)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g_y,) = gradients
+        acts, idx, offsets = ctx.saved_tensors
+        n = len(offsets) - 1
+        rows = torch.repeat_interleave(torch.arange(n, device=idx.device), offsets.diff().long(), output_size=len(idx))
+        return g_y, None, None, None, feature_rows_gradient(g_y, rows, idx, acts, ctx.n_features)
+
+
+def topk_decode_cpu(
+    acts: Float[Tensor, " m"], idx: Int[Tensor, " m"], offsets: Int[Tensor, " bags"], W_dec: Float[Tensor, "f d"]
+) -> Float[Tensor, "n d"]:
+    """Decode flat codes without a dense temporary."""
+    y = weighted_bags(W_dec.detach(), idx, acts, offsets)
+    if W_dec.requires_grad and torch.is_grad_enabled():
+        y = _DecoderGradient.apply(y, acts.detach(), idx, offsets, W_dec)
+    return y
