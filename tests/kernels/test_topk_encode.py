@@ -28,7 +28,7 @@ def dense(acts: Tensor, idx: Tensor, f: int) -> Tensor:
 
 
 def run(fn, x: Tensor, W: Tensor, b: Tensor, weight: Tensor, k: int) -> tuple[Tensor, ...]:
-    """The dense code (free of the order of the k), and the gradients of a loss that weighs every feature differently."""
+    """The dense code (free of the order of the k) and the gradients of a loss that weighs all features differently."""
     x, W, b = (t.detach().requires_grad_() for t in (x, W, b))
     acts, idx = fn(x, W, b, k)
     code = dense(acts, idx, len(b))
@@ -50,7 +50,7 @@ def test_matches_the_reference(n, k, f, d, dtype, bias):
 def test_low_precision(dtype):
     """The selection may differ between precisions, so the truth is that of the plain selection."""
     x, W, b, weight = inputs(9, 65, 33, 0.0, dtype)
-    acts, idx = topk_encode_reference(x, W, b, 8)
+    _, idx = topk_encode_reference(x, W, b, 8)
 
     def chosen(x, W, b, k):  # plain autograd, in float64, on the entries chosen in low precision
         return (x @ W + b).gather(1, idx).relu(), idx
@@ -114,5 +114,5 @@ def test_k_out_of_range_and_explicit_requests():
     x, W, b, _ = inputs(2, 4, 3, 0.0)
     with pytest.raises(ValueError, match=r"k must lie between 1 and the number of features \(4\), got 5"):
         topk_encode(x, W, b, 5)
-    with use_backend("torch"), pytest.raises(RuntimeError, match="the tensors mix torch.float64 and torch.float32"):
+    with use_backend("torch"), pytest.raises(RuntimeError, match=r"mix torch\.float64 and torch\.float32"):
         topk_encode(x, W, b.float(), 2)
