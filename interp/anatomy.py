@@ -1,19 +1,20 @@
 """Per model: which module, input or output each `Site` is, as paths, and the numbers that describe the architecture.
 
-`ModelSpec` holds the numbers, `Anatomy` the paths. `interp.families.anatomy_of` reads both from a Hugging Face model of a
-family it knows; for another model (one of our own) write an `Anatomy` by hand and give it to `HookedModel.wrap`.
+`ModelSpec` holds the numbers, `Anatomy` the paths. `interp.families.anatomy_of` reads both from a Hugging Face model of
+a family it knows; for another model (one of our own) write an `Anatomy` by hand and give it to `HookedModel.wrap`.
 
 What the names mean (TransformerLens's meanings; TransformerBridge with unfolded weights decides where its two
 implementations could differ):
 
 - `embed`: the token embedding, scaled where the family scales it (Gemma), without position embeddings (GPT-2).
-- `q`, `k`, `v`: what the projections give, with bias, *before* Qwen 3's and Gemma 3's per-head norms; `rot_q`, `rot_k`: after
-  those norms and after RoPE. GPT-2 has no RoPE and so no `rot_*`.
+- `q`, `k`, `v`: what the projections give, with bias, *before* Qwen 3's and Gemma 3's per-head norms; `rot_q`,
+  `rot_k`: after those norms and after RoPE. GPT-2 has no RoPE and so no `rot_*`.
 - `attn_scores`: scaled, soft-capped, `-inf` where a position may not look; `pattern`: its softmax over `s`.
 - `attn_out`, `mlp_out`: what is added to the stream, so after the post-norms of Gemma 2 and 3.
 - `mlp_pre`: before the activation (of a gated MLP: the gate); `mlp_pre_linear`: the ungated half, only in gated MLPs;
   `mlp_post`: what the last matrix reads.
-- `ln1`, `ln2`, `ln_final`: normalised *before* gain and bias, in the dtype of the stream (TransformerLens keeps float32 here).
+- `ln1`, `ln2`, `ln_final`: normalised *before* gain and bias, in the dtype of the stream (TransformerLens keeps
+  float32 here).
 - With a parallel residual (GPT-NeoX) attention and MLP both read resid_pre, so `resid_mid` does not exist.
 """
 
@@ -67,7 +68,12 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Dotted paths of one architecture: `embed`, `layers`, `norm` below `base`; `head` below the model; the rest below a layer."""
+    """Dotted paths of one architecture.
+
+    `embed`, `layers` and `norm` start at `base`, `base` and `head` at the model, all others at a layer. The sites q, k,
+    v, mlp_pre, mlp_pre_linear, attn_out and mlp_out are the output of the module so named; z is the input of `o`,
+    mlp_post that of `mlp_post`.
+    """
 
     spec: ModelSpec
     base: str = "model"
@@ -81,7 +87,7 @@ class Anatomy:
     k: str = "self_attn.k_proj"
     v: str = "self_attn.v_proj"
     fused: Literal["none", "blocks", "interleaved"] = "none"
-    """Whether q, k, v are one projection: all q, then all k, then all v (GPT-2), or q k v of each head in turn (GPT-NeoX)."""
+    """Whether q, k, v are one projection: all q, all k, all v (GPT-2), or q k v of each head in turn (GPT-NeoX)."""
     q_norm: str | None = None
     k_norm: str | None = None
     o: str = "self_attn.o_proj"
@@ -124,7 +130,7 @@ class Anatomy:
         """Why this architecture has no such point, or `None` if it has."""
         spec = self.spec
         if point is Point.RESID_MID and spec.parallel:
-            return "attention and MLP of each block both read resid_pre (parallel residual); use resid_pre, attn_out, mlp_out"
+            return "attention and MLP both read resid_pre (parallel residual); use resid_pre, attn_out or mlp_out"
         if point in (Point.ROT_Q, Point.ROT_K) and not spec.rotary:
             return "it has no rotary embedding; use q and k"
         if point is Point.MLP_PRE_LINEAR and self.mlp_pre_linear is None:

@@ -1,8 +1,9 @@
 """Which of transformers' attention implementations a pass runs with.
 
 What the model was built with stands, but for models that soft-cap their attention scores (Gemma 2): there transformers
-runs its slow eager attention, because SDPA has no soft-cap and would drop it in silence. FlexAttention has one and agrees with eager to
-5e-6; it has no backward pass on CPUs and is slow there. So: FlexAttention on a GPU when no gradient is needed, eager otherwise.
+runs its slow eager attention, because SDPA has no soft-cap and would drop it in silence. FlexAttention has one and
+agrees with eager to 5e-6; it has no backward pass on CPUs. So: FlexAttention on a GPU when no gradient is needed, eager
+otherwise. An implementation that the caller chose other than eager is kept, unless it cannot cap.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ def attention_for(spec: ModelSpec, hf: nn.Module, device: torch.device) -> Itera
     own = config._attn_implementation
     if own not in _CAPPING:
         raise InputError(
-            f"attention implementation {own!r} would drop the soft-cap of {spec.family}; expected one of {', '.join(_CAPPING)}"
+            f"attention implementation {own!r} would drop the soft-cap of {spec.family}; "
+            f"expected one of {', '.join(_CAPPING)}"
         )
     use_flex = own == "eager" and device.type == "cuda" and not torch.is_grad_enabled()
     if not use_flex:

@@ -1,10 +1,10 @@
-"""Attention scores and patterns, recomputed from queries and keys, so that the model itself can keep its fused attention.
+"""Attention scores and patterns, recomputed from queries and keys: the model itself can keep its fused attention.
 
     scores[b, h, t, s] = cap · tanh(scale · <q[b, t, h], k[b, s, g(h)]> / cap),   -inf where s > t or t - s >= window
     pattern = softmax over s, in float32
 
-with `g(h) = h // (n_heads / n_kv_heads)`. Without a cap: `scale · <q, k>`. q and k come rotated; the rotation is the one
-that pairs dimension i with i + r/2 of the first r dimensions (Llama's; GPT-NeoX rotates only a part, r < d_head).
+with `g(h) = h // (n_heads / n_kv_heads)`. Without a cap: `scale · <q, k>`. q and k come rotated; the rotation is the
+one that pairs dimension i with i + r/2 of the first r dimensions (Llama's; GPT-NeoX rotates only a part, r < d_head).
 """
 
 import torch
@@ -32,7 +32,7 @@ def attention_scores(
     cap: float | None = None,
     window: int | None = None,
 ) -> Float[Tensor, "b h t s"]:
-    """Scores of all heads: scaled, soft-capped, masked causally and to the window. Query t is the (s - t)-shifted last."""
+    """Scores of all heads: scaled, soft-capped, masked causally and to the window; queries are the last positions."""
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * scale
     if cap is not None:

@@ -1,8 +1,11 @@
 """TransformerLens's spelling of captures and hooks, on a `HookedModel`.
 
-logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_z"))
-cache["blocks.3.attn.hook_z"], cache["z", 3], cache[Site.parse("z.3")]
-logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.3.hook_resid_post", fn)])     # fn(value, hook) -> value or None
+    logits, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_z"))
+    cache["blocks.3.attn.hook_z"], cache["z", 3], cache[Site.parse("z.3")]
+    logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.3.hook_resid_post", fn)])
+
+A hook function is called as `fn(value, hook)`; it returns the new value, or `None` if it changed the value in place or
+only looked at it.
 """
 
 from collections.abc import Callable, Iterable
@@ -91,7 +94,7 @@ def run_with_hooks(
     lengths: Int[Tensor, " b"] | None = None,
     padding: Padding = "right",
 ) -> Float[Tensor, "b t v"]:
-    """Logits of a pass in which every hook function may replace the value at its site (or return `None`, having changed it or not)."""
+    """Logits of a pass in which every hook function may replace the value at its site."""
     edits: dict[Site, Edit] = {}
     for names, function in fwd_hooks:
         for site in _chosen(model, names):

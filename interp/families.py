@@ -1,8 +1,8 @@
 """The families of models whose anatomy is known, read from the Hugging Face config.
 
-Every config field must be accounted for: either it is handled here (or by the modules themselves, which are used as they are),
-or it is known to leave the forward pass alone. A field outside both lists that differs from its default is refused by
-name, so that a variant of a known family is never read with the wrong meaning.
+Every config field must be accounted for: either it is handled here (or by the modules themselves, which are used as
+they are), or it is known to leave the forward pass alone. A field outside both lists that differs from its default is
+refused by name, so that a variant of a known family is never read with the wrong meaning.
 """
 
 import dataclasses
@@ -15,69 +15,32 @@ from torch import nn
 from interp.anatomy import Anatomy, ModelSpec
 from interp.errors import InputError
 
-_IGNORED = {
-    # Names, provenance and what only training, generation or the classification heads read.
-    *(
-        "_name_or_path",
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "quantization_config",
-    ),
-    *(
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "attn_implementation",
-        "auto_map",
-        "use_cache",
-        "cache_implementation",
-    ),
-    *(
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "task_specific_params",
-        "return_dict",
-        "classifier_dropout",
-    ),
-    *("output_attentions", "output_hidden_states", "tie_word_embeddings", "is_encoder_decoder", "is_decoder"),
-    *(
-        "chunk_size_feed_forward",
-        "initializer_range",
-        "pretraining_tp",
-        "max_position_embeddings",
-        "_experts_implementation",
-    ),
-    *(
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "sep_token_id",
-        "mask_token_id",
-        "unk_token_id",
-        "decoder_start_token_id",
-    ),
-    *("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
-}
-_LLAMA = {
-    *(
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ),
-    *("head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias", "mlp_bias"),
-}
-_WINDOWED = {*_LLAMA, "sliding_window", "layer_types", "use_sliding_window", "max_window_layers"}
-_GEMMA = {
-    *_WINDOWED,
-    *("hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
-}
+# Names, provenance, and what only training, generation or the classification heads read.
+_IGNORED: set[str] = set(
+    """_name_or_path architectures model_type transformers_version torch_dtype dtype quantization_config auto_map
+    _attn_implementation _attn_implementation_autoset attn_implementation _experts_implementation use_cache
+    cache_implementation id2label label2id num_labels problem_type task_specific_params return_dict classifier_dropout
+    output_attentions output_hidden_states tie_word_embeddings is_encoder_decoder is_decoder chunk_size_feed_forward
+    initializer_range pretraining_tp max_position_embeddings bos_token_id eos_token_id pad_token_id sep_token_id
+    mask_token_id unk_token_id decoder_start_token_id attention_dropout hidden_dropout resid_pdrop embd_pdrop
+    attn_pdrop""".split()
+)
+_LLAMA: set[str] = set(
+    """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    hidden_act rms_norm_eps rope_parameters attention_bias mlp_bias""".split()
+)
+_WINDOWED: set[str] = _LLAMA | set("sliding_window layer_types use_sliding_window max_window_layers".split())
+_GEMMA: set[str] = _WINDOWED | set(
+    "hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping".split()
+)
+_GPT2: set[str] = set(
+    """vocab_size n_embd n_head n_layer n_inner n_positions n_ctx activation_function layer_norm_epsilon
+    scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn""".split()
+)
+_NEOX: set[str] = set(
+    """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps
+    rope_parameters attention_bias use_parallel_residual""".split()
+)
 
 
 def anatomy_of(hf: nn.Module, *, ignore: Iterable[str] = ()) -> Anatomy:
@@ -87,8 +50,8 @@ def anatomy_of(hf: nn.Module, *, ignore: Iterable[str] = ()) -> Anatomy:
     if config is None or kind not in _FAMILIES:
         hint = " (load its text part: Gemma3ForCausalLM)" if kind == "gemma3" else ""
         raise InputError(
-            f"{type(hf).__name__} is of the unsupported family {kind!r}{hint}. Supported: {', '.join(_FAMILIES)}; for another "
-            f"model give `wrap` an explicit `anatomy=` (interp.anatomy.Anatomy)"
+            f"{type(hf).__name__} is of the unsupported family {kind!r}{hint}. Supported: {', '.join(_FAMILIES)}; "
+            f"for another model give `wrap` an explicit `anatomy=` (interp.anatomy.Anatomy)"
         )
     family, handled, must_be_off = _FAMILIES[kind]
     _refuse_unknown(config, handled, must_be_off, set(ignore))
@@ -109,8 +72,8 @@ def _refuse_unknown(config: Any, handled: set[str], must_be_off: set[str], ignor
         )
         if not known and value is not None and value != defaults.get(name):
             raise InputError(
-                f"config field {name}={value!r} of {config.model_type} is not known, so the meaning of the sites is not certain. "
-                f"If it does not change the forward pass, wrap with anatomy=anatomy_of(hf, ignore=[{name!r}])"
+                f"config field {name}={value!r} of {config.model_type} is not known, so the meaning of the sites is "
+                f"uncertain. If it changes nothing, wrap with anatomy=anatomy_of(hf, ignore=[{name!r}])"
             )
 
 
@@ -193,10 +156,23 @@ def _gpt2(config: Any) -> Anatomy:
     )
     return Anatomy(
         spec=spec,
-        **dict(base="transformer", embed="wte", layers="h", norm="ln_f", ln1="ln_1", ln2="ln_2", attn="attn"),
-        **dict(q="attn.c_attn", k="attn.c_attn", v="attn.c_attn", o="attn.c_proj", attn_out="attn.resid_dropout"),
-        **dict(mlp_pre="mlp.c_fc", mlp_pre_linear=None, mlp_post="mlp.c_proj", mlp_out="mlp.dropout"),
+        base="transformer",
+        embed="wte",
+        layers="h",
+        norm="ln_f",
+        ln1="ln_1",
+        attn="attn",
+        q="attn.c_attn",
+        k="attn.c_attn",
+        v="attn.c_attn",
         fused="blocks",
+        o="attn.c_proj",
+        attn_out="attn.resid_dropout",
+        ln2="ln_2",
+        mlp_pre="mlp.c_fc",
+        mlp_pre_linear=None,
+        mlp_post="mlp.c_proj",
+        mlp_out="mlp.dropout",
         options=_HF,
     )
 
@@ -208,22 +184,25 @@ def _gpt_neox(config: Any) -> Anatomy:
     qkv = "attention.query_key_value"
     return Anatomy(
         spec=spec,
-        **dict(base="gpt_neox", embed="embed_in", norm="final_layer_norm", attn="attention", q=qkv, k=qkv, v=qkv),
-        **dict(o="attention.dense", attn_out="post_attention_dropout", mlp_out="post_mlp_dropout"),
-        **dict(mlp_pre="mlp.dense_h_to_4h", mlp_pre_linear=None, mlp_post="mlp.dense_4h_to_h"),
+        base="gpt_neox",
+        embed="embed_in",
+        norm="final_layer_norm",
+        head="lm_head",
+        attn="attention",
+        q=qkv,
+        k=qkv,
+        v=qkv,
         fused="interleaved",
+        o="attention.dense",
+        attn_out="post_attention_dropout",
+        mlp_pre="mlp.dense_h_to_4h",
+        mlp_pre_linear=None,
+        mlp_post="mlp.dense_4h_to_h",
+        mlp_out="post_mlp_dropout",
         options=_HF,
     )
 
 
-_GPT2 = {
-    *("vocab_size", "n_embd", "n_head", "n_layer", "n_inner", "n_positions", "n_ctx", "activation_function"),
-    *("layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
-}
-_NEOX = {
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"),
-    *("layer_norm_eps", "rope_parameters", "attention_bias", "use_parallel_residual"),
-}
 _BIDIRECTIONAL = {"use_bidirectional_attention"}
 
 _FAMILIES: dict[str, tuple[Callable[[Any], Anatomy], set[str], set[str]]] = {

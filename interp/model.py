@@ -5,11 +5,12 @@
     with model.edited({site: lambda x, where: x + direction}):
         logits = model(tokens)
 
-The model itself is used as it is, through forward hooks: nothing is copied, moved, cast or replaced, so quantised, sharded and
-LoRA-merged models work. The caller's grad mode is respected everywhere; extraction runs under `torch.inference_mode()`.
+The model itself is used as it is, through forward hooks: nothing is copied, moved, cast or replaced, so quantised,
+sharded and LoRA-merged models work. The caller's grad mode is respected everywhere; extraction runs under
+`torch.inference_mode()`.
 
-Sequences are right-padded and no attention mask is passed: a causal model needs none, and fused attention stays on. Rows at
-padding positions hold numbers without meaning. `padding="left"` rotates the rows, runs, and rotates the results back.
+Sequences are right-padded and no attention mask is passed: a causal model needs none, and fused attention stays on.
+Rows at padding positions hold numbers without meaning. `padding="left"` rotates the rows, runs, and rotates back.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ class HookedModel:
 
     @classmethod
     def wrap(cls, hf_model: nn.Module, tokenizer: Any = None, *, anatomy: Anatomy | None = None) -> "HookedModel":
-        """A model that is already in memory, with or without its head. A model of no known family needs an `anatomy`."""
+        """A model that is already in memory, with or without its head; one of no known family needs an `anatomy`."""
         return cls(hf_model, tokenizer, anatomy if anatomy is not None else anatomy_of(hf_model))
 
     @classmethod
@@ -60,7 +61,7 @@ class HookedModel:
         name: str,
         *,
         upto: Site | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> "HookedModel":
         """A model by preset, hub id, folder or GGUF file; with `upto`, only the layers a capture at that site runs."""
@@ -107,7 +108,7 @@ class HookedModel:
 
     @contextmanager
     def running(self, where: Where) -> Iterator[None]:
-        """Say what positions the passes in this block are at; for callers that run `model.hf` themselves (generation)."""
+        """Say at what positions the pass in this block is, for callers that run `model.hf` themselves (generation)."""
         before, self._where = self._where, where
         self._passes += 1
         try:
@@ -132,7 +133,7 @@ class HookedModel:
         padding: Padding = "right",
         stop: bool = True,
     ) -> dict[Site, Tensor]:
-        """The tensors at `sites`, by site. With `stop` nothing runs above the last of them, without it the whole model does."""
+        """The tensors at `sites`, by site. With `stop` nothing above the last of them runs."""
         return self.run_recorded(tokens, sites, lengths=lengths, padding=padding, stop=stop)[1]
 
     def run_recorded(

@@ -4,9 +4,9 @@ A whole tensor is kept as it is, without a copy: Hugging Face's blocks change no
 part of a tensor (a head, q of a fused projection) is copied, so that the whole can be freed. `rot_q`, `rot_k`,
 `attn_scores` and `pattern` are computed after the run from q, k and the cos and sin that the layer was given.
 
-With gradients on, a captured tensor lies on the path to everything after it: a captured part is put back in place of the part it
-was read from, and a tensor that needs no gradient (all weights frozen) becomes a leaf that does. Derived points are functions
-of the path and not on it.
+With gradients on, a captured tensor lies on the path to everything after it: a captured part is put back in place of
+the part it was read from, and a tensor that needs no gradient (all weights frozen) becomes a leaf that does. Derived
+points are functions of the path and not on it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -106,8 +106,8 @@ class Recording:
         if self.pending:
             missing = ", ".join(sorted(str(site) for site, _ in self.pending))
             raise InputError(
-                f"no forward pass came by {missing}. Expected the modules named in the model's anatomy to be called once per pass; "
-                f"was a module replaced or bypassed after wrapping?"
+                f"the forward pass did not come by {missing}. Expected every module that the anatomy names to be "
+                f"called once per pass; was one replaced or bypassed after wrapping?"
             )
         return {site: self._derived(site) if site.point in DERIVED else self.values[site] for site in self.sites}
 

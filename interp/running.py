@@ -1,8 +1,8 @@
 """What a forward pass tells its edits: which absolute position every row and column of the batch is.
 
-`HookedModel` keeps one `Where` per running pass, in `model.where`; edits are called with it. A plain pass sets it itself;
-generation sets it before every step, `with model.running(Where(...)): model.hf(...)`, so that edits mean the same with and
-without a key-value cache. Inside the model, sequences always stand right-padded: position 0 is a sequence's first token.
+`HookedModel` keeps one `Where` per running pass, in `model.where`; edits are called with it. A plain pass sets it
+itself; generation sets it before every step, `with model.running(Where(...)): model.hf(...)`, so that edits mean the
+same with and without a key-value cache. Inside the model sequences are right-padded: position 0 is the first token.
 
 `Frame` moves left-padded batches into right padding and the results back (a rotation of each row), which makes
 left- and right-padded runs the same computation, without an attention mask.

@@ -1,12 +1,12 @@
 """One torch hook per place of a module, and an ordered list of handlers behind it.
 
 Torch calls hooks in the order they were registered, which is not the order this package needs: edits of every nesting
-level come before the captures that must see them, and bookkeeping sits in between. So each (module, side) that anyone is
-interested in carries a single torch hook, and `Switchboard` sorts its handlers by `Turn`, then by age. The torch hook goes
-when its last handler goes, so nothing stays on a module that nobody watches.
+level come before the captures that must see them, and bookkeeping comes after both. So each (module, side) that anyone
+is interested in carries a single torch hook, and `Switchboard` sorts its handlers by `Turn`, then by age. The torch
+hook goes when its last handler goes, so nothing stays on a module that nobody watches.
 
-A handler gets `(value, call)`: the tensor at this place, and what else is known of this call of the module. It returns a
-tensor to put in its place, or `None`.
+A handler gets `(value, call)`: the tensor at this place, and what else is known of this call of the module. It returns
+a tensor to put in its place, or `None`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Side = Literal["in", "out"]
 
 @dataclass
 class Call:
-    """One call of a hooked module: its first argument, and the normalised value that an edit of a norm put in, if any."""
+    """One call of a hooked module: its first argument, and the normalised value that a handler put in, if any."""
 
     source: Tensor
     normalized: Tensor | None = None

@@ -1,4 +1,4 @@
-"""A `Tap`: where a site's tensor lies in the running Hugging Face model, how to read it there and how to put another in.
+"""A `Tap`: where a site's tensor lies in the running Hugging Face model, how to read it there and how to replace it.
 
 Most sites are the input or output of a module as it stands. The others are parts of one:
 
