@@ -8,8 +8,10 @@ The folder is written under a temporary name and renamed: two processes that deq
 one.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -20,17 +22,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from interp.cache import cache_dir, sealed_write
 from interp.errors import InputError
 from interp.gguf_header import GGUFHeader, read_header
 from interp.progress import bar
 from interp.quiet import quiet_transformers
 
 _FORMAT = 1
-
-
-def cache_dir() -> Path:
-    """Where everything lies that can be computed again: `$XDG_CACHE_HOME/midlens`, by default `~/.cache/midlens`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midlens"
 
 
 def packaged_gguf(distribution: str) -> Path:
@@ -58,10 +56,7 @@ def file_sha256(path: Path) -> str:
         return known
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as stream:
-        stream.write(digest)
-    os.replace(stream.name, memo)
+    sealed_write(memo, digest.encode())
     return digest
 
 
@@ -94,7 +89,9 @@ def _dequantise(path: Path, digest: str, folder: Path) -> None:
 
     header = read_header(path)
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with bar(4, f"Dequantising {path.name} (once)", unit="step") as progress, quiet_transformers():
+    # Transformers' GGUF reader draws a bar past its own switch; ours was opened before and keeps the real stderr.
+    hidden = contextlib.redirect_stderr(io.StringIO())
+    with bar(4, f"Dequantising {path.name} (once)", unit="step") as progress, quiet_transformers(), hidden:
         try:
             config = AutoConfig.from_pretrained(**where)
             progress.update()

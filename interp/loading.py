@@ -2,8 +2,7 @@
 
     load_hf("smollm2-135m", upto=Site.parse("resid_post.15"))  ->  Loaded(hf = 16 blocks without head, ...)
 
-With `upto`, layers above the site and the head are neither allocated nor read (`interp.weights`); what stays above the
-site is the final norm's d numbers, which every base model applies.
+With `upto`, the layers above the site, the final norm and the head are neither allocated nor read (`interp.weights`).
 """
 
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from interp.errors import InputError
@@ -95,12 +95,13 @@ def load_hf(
     folder, revision = source.folder, source.revision
     if folder is None:
         assert source.hub_id is not None
-        folder, revision = fetch(source.hub_id, weights=False)
+        folder = fetch(source.hub_id)
+        revision = folder.name
     config = _read_config(folder, str(name))
     n_layers = config.num_hidden_layers
     keep = None if upto is None else layers_needed(Site.parse(upto), n_layers)
     if source.hub_id is not None and keep is None:
-        folder, revision = fetch(source.hub_id, weights=True)
+        folder = fetch(source.hub_id, weights=True, revision=revision)
     if keep is None:
         hf = _load_whole(folder, config, number_type)
     else:
@@ -164,9 +165,8 @@ def _read_config(folder: Path, name: str) -> Any:
         try:
             config = AutoConfig.from_pretrained(str(folder))
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"the config of {name} in {folder} could not be read: {error}. Supported: {families}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the config of {name} could not be read: {reason} Supported: {families}") from error
     if config.model_type not in SUPPORTED:
         raise InputError(f"{name} is a {config.model_type!r} model, which is not supported. Supported: {families}")
     return config
@@ -177,9 +177,17 @@ def _load_whole(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
 
     with quiet_transformers():
         try:
-            return AutoModelForCausalLM.from_pretrained(str(folder), config=config, dtype=dtype)
-        except (OSError, ValueError) as error:
+            whole: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), config=config, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"the weights in {folder} could not be loaded: {error}") from error
+    model, info = whole
+    if missing := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise InputError(
+            f"the checkpoint in {folder} lacks {len(missing)} of the model's tensors, the first of them {missing[0]!r}"
+        )
+    return model
 
 
 def _load_tokenizer(folder: Path) -> Any:

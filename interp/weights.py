@@ -2,31 +2,37 @@
 
 A truncated model is the family's base class (no head) built from the config cut to its first layers; its parameter
 names say which tensors of the checkpoint are read. Checkpoints name them with or without the base model's prefix
-(`model.layers.0...`, `h.0...`).
+(`model.layers.0...`, `h.0...`). Where layers are left out, so is the final norm, and the identity stands in its place.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from interp.errors import InputError
 from interp.quiet import quiet_transformers
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_FINAL_NORMS = {"norm", "ln_f", "final_layer_norm"}
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def fetch(hub_id: str, *, weights: bool, files: list[str] | None = None) -> tuple[Path, str | None]:
-    """Fetch a hub repository's small files and all (`weights`) or some (`files`) of its weights: folder and commit."""
+def fetch(hub_id: str, *, weights: bool = False, files: Iterable[str] = (), revision: str | None = None) -> Path:
+    """Fetch a hub repository's small files and all (`weights`) or some (`files`) of its weights.
+
+    The folder returned is named after the commit.
+    """
     from huggingface_hub import errors
 
-    patterns = _SMALL_FILES + (["*.safetensors"] if weights else files or [])
+    patterns = [*_SMALL_FILES, *files, *(["*.safetensors"] if weights else [])]
     page = f"https://huggingface.co/{hub_id}"
     try:
-        folder = Path(snapshot(hub_id, patterns))
+        folder = Path(snapshot(hub_id, patterns, revision))
     except errors.GatedRepoError as error:
         raise InputError(
             f"{hub_id} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
@@ -43,14 +49,14 @@ def fetch(hub_id: str, *, weights: bool, files: list[str] | None = None) -> tupl
         ) from error
     if not (folder / "config.json").is_file():
         raise InputError(f"{page} holds no config.json, so it is no transformers model; name another repository")
-    return folder, folder.name
+    return folder
 
 
-def snapshot(hub_id: str, patterns: list[str]) -> str:
+def snapshot(hub_id: str, patterns: list[str], revision: str | None) -> str:
     """The hub's files that match, in the local cache: the one function here that reaches the network."""
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(hub_id, allow_patterns=patterns)
+    return snapshot_download(hub_id, allow_patterns=patterns, revision=revision)
 
 
 def truncated_config(config: Any, keep: int) -> Any:
@@ -63,30 +69,31 @@ def truncated_config(config: Any, keep: int) -> Any:
 
 
 def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hub_id: str | None = None) -> nn.Module:
-    """The base model of the first `keep` layers, without head, from a folder (or the hub's) safetensors."""
+    """The base model of the first `keep` layers, without head, from a folder's (or the hub's) safetensors."""
     from transformers import AutoModel
 
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{folder} holds a quantised checkpoint, which cannot be loaded in part; leave `upto` out")
     short = truncated_config(config, keep)
+    with quiet_transformers(), torch.device("meta"):
+        empty = AutoModel.from_config(short)
+    prefix = f"{empty.base_model_prefix}."
+    if keep < config.num_hidden_layers:  # the final norm stands above every site that is left
+        for name in _FINAL_NORMS & dict(empty.named_children()).keys():
+            setattr(empty, name, nn.Identity())
+    held = {name.removeprefix(prefix): (name, shard) for name, shard in _shards(folder, hub_id).items()}
+    wanted = list(empty.state_dict())
+    if missing := [name for name in wanted if name not in held]:
+        raise InputError(f"the checkpoint in {folder} lacks {len(missing)} tensors, the first of them {missing[0]!r}")
+    if hub_id is not None:
+        folder = fetch(hub_id, files=sorted({held[name][1] for name in wanted}), revision=folder.name)
+    state = _read(folder, {name: held[name] for name in wanted})
     with quiet_transformers():
-        with torch.device("meta"):
-            empty = AutoModel.from_config(short)
-        wanted = [name for name, _ in empty.named_parameters()] + _persistent_buffers(empty)
-        prefix = f"{empty.base_model_prefix}."
-        shards = _shards(folder, hub_id)
-        held = {name.removeprefix(prefix): (name, shard) for name, shard in shards.items()}
-        if missing := [name for name in wanted if name not in held]:
-            raise InputError(
-                f"the checkpoint in {folder} lacks {len(missing)} tensors, the first of them {missing[0]!r}"
-            )
-        if hub_id is not None:
-            folder, _ = fetch(hub_id, weights=False, files=sorted({held[name][1] for name in wanted}))
-        state = _read(folder, {name: held[name] for name in wanted})
-        return type(empty).from_pretrained(None, config=short, state_dict=state, dtype=dtype)
-
-
-def _persistent_buffers(model: nn.Module) -> list[str]:
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return [name for name in model.state_dict() if name not in parameters]
+        model = type(empty).from_pretrained(None, config=short, state_dict=state, dtype=dtype)
+    for name, module in empty.named_children():
+        if isinstance(module, nn.Identity):
+            setattr(model, name, nn.Identity())
+    return model
 
 
 def _shards(folder: Path, hub_id: str | None) -> dict[str, str]:
@@ -96,11 +103,14 @@ def _shards(folder: Path, hub_id: str | None) -> dict[str, str]:
     if (folder / _INDEX).is_file():
         return json.loads((folder / _INDEX).read_text())["weight_map"]
     if not (folder / _SINGLE).is_file() and hub_id is not None:
-        folder, _ = fetch(hub_id, weights=False, files=[_SINGLE])
+        folder = fetch(hub_id, files=[_SINGLE], revision=folder.name)
     if not (folder / _SINGLE).is_file():
         raise InputError(f"{folder} holds neither {_INDEX} nor {_SINGLE}; loading a part of a model needs safetensors")
-    with safe_open(str(folder / _SINGLE), framework="pt") as file:
-        return dict.fromkeys(file.keys(), _SINGLE)
+    try:
+        with safe_open(str(folder / _SINGLE), framework="pt") as file:
+            return dict.fromkeys(file.keys(), _SINGLE)
+    except SafetensorError as error:
+        raise InputError(f"the weight file {folder / _SINGLE} is damaged ({error}); fetch it again") from error
 
 
 def _read(folder: Path, wanted: dict[str, tuple[str, str]]) -> dict[str, torch.Tensor]:
@@ -108,8 +118,12 @@ def _read(folder: Path, wanted: dict[str, tuple[str, str]]) -> dict[str, torch.T
 
     state: dict[str, torch.Tensor] = {}
     for shard in sorted({shard for _, shard in wanted.values()}):
-        with safe_open(str(folder / shard), framework="pt") as file:
-            for name, (stored, home) in wanted.items():
-                if home == shard:
-                    state[name] = file.get_tensor(stored)
+        try:
+            with safe_open(str(folder / shard), framework="pt") as file:
+                names = {name: stored for name, (stored, home) in wanted.items() if home == shard}
+                state |= {name: file.get_tensor(stored) for name, stored in names.items()}
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"the weight file {folder / shard} is missing or damaged ({error}); fetch it again"
+            ) from error
     return state
