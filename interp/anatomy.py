@@ -97,6 +97,8 @@ class Anatomy:
     mlp_pre_linear: str | None = "mlp.up_proj"
     mlp_post: str = "mlp.down_proj"
     mlp_out: str = "mlp.down_proj"
+    in_place: bool = True
+    """Whether the model may change, in place, tensors that are sites; captures then copy. The known families do not."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of every plain forward pass, such as `use_cache=False`."""
 

@@ -1,8 +1,8 @@
 """The families of models whose anatomy is known, read from the Hugging Face config.
 
 Every config field must be accounted for: either it is handled here (or by the modules themselves, which are used as
-they are), or it is known to leave the forward pass alone. A field outside both lists that differs from its default is
-refused by name, so that a variant of a known family is never read with the wrong meaning.
+they are), or it is known to leave the forward pass alone. A field outside both lists that differs from its default (or
+has none and is switched on) is refused by name, so that a variant is never read with the wrong meaning.
 """
 
 import dataclasses
@@ -15,15 +15,17 @@ from torch import nn
 from interp.anatomy import Anatomy, ModelSpec
 from interp.errors import InputError
 
-# Names, provenance, and what only training, generation or the classification heads read.
+# Names, provenance, and what only training, generation or the classification heads read; fields of published configs
+# that transformers leaves alone or has already turned into another field.
 _IGNORED: set[str] = set(
     """_name_or_path architectures model_type transformers_version torch_dtype dtype quantization_config auto_map
     _attn_implementation _attn_implementation_autoset attn_implementation _experts_implementation use_cache
     cache_implementation id2label label2id num_labels problem_type task_specific_params return_dict classifier_dropout
     output_attentions output_hidden_states tie_word_embeddings is_encoder_decoder is_decoder chunk_size_feed_forward
     initializer_range pretraining_tp max_position_embeddings bos_token_id eos_token_id pad_token_id sep_token_id
-    mask_token_id unk_token_id decoder_start_token_id attention_dropout hidden_dropout resid_pdrop embd_pdrop
-    attn_pdrop""".split()
+    mask_token_id unk_token_id decoder_start_token_id _commit_hash sliding_window_size sliding_window_pattern
+    _sliding_window_pattern is_causal is_llama_config transformers.js_config unsloth_fixed unsloth_version
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop""".split()
 )
 _LLAMA: set[str] = set(
     """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
@@ -55,9 +57,12 @@ def anatomy_of(hf: nn.Module, *, ignore: Iterable[str] = ()) -> Anatomy:
         )
     family, handled, must_be_off = _FAMILIES[kind]
     _refuse_unknown(config, handled, must_be_off, set(ignore))
+    if getattr(config, "is_causal", None) is False:
+        raise InputError(f"config field is_causal=False of {kind} is not supported: expected causal attention")
     anatomy = family(config)
     dtype = next((p.dtype for p in hf.parameters() if p.is_floating_point()), torch.float32)
-    return dataclasses.replace(anatomy, spec=dataclasses.replace(anatomy.spec, dtype=dtype))
+    spec = dataclasses.replace(anatomy.spec, dtype=dtype)
+    return dataclasses.replace(anatomy, spec=spec, options={"use_cache": False}, in_place=False)
 
 
 def _refuse_unknown(config: Any, handled: set[str], must_be_off: set[str], ignore: set[str]) -> None:
@@ -70,7 +75,7 @@ def _refuse_unknown(config: Any, handled: set[str], must_be_off: set[str], ignor
         known = (
             name in handled or name in _IGNORED or name in must_be_off or name in ignore or name.startswith("summary_")
         )
-        if not known and value is not None and value != defaults.get(name):
+        if not known and (value != defaults[name] if name in defaults else value):
             raise InputError(
                 f"config field {name}={value!r} of {config.model_type} is not known, so the meaning of the sites is "
                 f"uncertain. If it changes nothing, wrap with anatomy=anatomy_of(hf, ignore=[{name!r}])"
@@ -78,9 +83,9 @@ def _refuse_unknown(config: Any, handled: set[str], must_be_off: set[str], ignor
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:
-    """Per layer the sliding window; config.layer_types says which layers have one, without it all or none do."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    """Per layer the sliding window; config.layer_types says which layers have one."""
+    window = config.sliding_window
+    kinds = config.layer_types
     known = {"sliding_attention", "full_attention"}
     if odd := set(kinds) - known:
         raise InputError(f"config field layer_types holds {sorted(odd)}; expected only {sorted(known)}")
@@ -104,15 +109,17 @@ def _spec(config: Any, **over: Any) -> ModelSpec:
     return ModelSpec(**{**numbers, **over})
 
 
-_HF = {"use_cache": False}
-
-
 def _llama(config: Any) -> Anatomy:
-    return Anatomy(spec=_spec(config), options=_HF)
+    return Anatomy(spec=_spec(config))
+
+
+def _mistral(config: Any) -> Anatomy:
+    # All layers or none; transformers does not read layer_types here.
+    return Anatomy(spec=_spec(config, windows=(config.sliding_window,) * config.num_hidden_layers))
 
 
 def _windowed(config: Any) -> Anatomy:
-    return Anatomy(spec=_spec(config, windows=_windows(config)), options=_HF)
+    return Anatomy(spec=_spec(config, windows=_windows(config)))
 
 
 def _qwen3(config: Any) -> Anatomy:
@@ -133,7 +140,6 @@ def _gemma2(config: Any) -> Anatomy:
         attn_out="post_attention_layernorm",
         ln2="pre_feedforward_layernorm",
         mlp_out="post_feedforward_layernorm",
-        options=_HF,
     )
 
 
@@ -173,7 +179,6 @@ def _gpt2(config: Any) -> Anatomy:
         mlp_pre_linear=None,
         mlp_post="mlp.c_proj",
         mlp_out="mlp.dropout",
-        options=_HF,
     )
 
 
@@ -199,7 +204,6 @@ def _gpt_neox(config: Any) -> Anatomy:
         mlp_pre_linear=None,
         mlp_post="mlp.dense_4h_to_h",
         mlp_out="post_mlp_dropout",
-        options=_HF,
     )
 
 
@@ -208,7 +212,7 @@ _BIDIRECTIONAL = {"use_bidirectional_attention"}
 _FAMILIES: dict[str, tuple[Callable[[Any], Anatomy], set[str], set[str]]] = {
     # model_type: (reader, fields handled, fields that must be off)
     "llama": (_llama, _LLAMA, set()),
-    "mistral": (_windowed, _WINDOWED, set()),
+    "mistral": (_mistral, _LLAMA | {"sliding_window"}, set()),
     "qwen2": (_windowed, _WINDOWED, set()),
     "qwen3": (_qwen3, _WINDOWED, set()),
     "gemma2": (_gemma2, _GEMMA, _BIDIRECTIONAL),

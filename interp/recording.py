@@ -1,7 +1,7 @@
 """Capture: what handlers take out of one forward pass, and when they end it.
 
-A whole tensor is kept as it is, without a copy: Hugging Face's blocks change nothing in place, and edits get copies. A
-part of a tensor (a head, q of a fused projection) is copied, so that the whole can be freed. `rot_q`, `rot_k`,
+A whole tensor is kept as it is, without a copy, if the anatomy says that the model changes nothing in place (edits
+get copies). A part of a tensor (a head, q of a fused projection) is copied, so that the whole can be freed. `rot_q`, `rot_k`,
 `attn_scores` and `pattern` are computed after the run from q, k and the cos and sin that the layer was given.
 
 With gradients on, a captured tensor lies on the path to everything after it: a captured part is put back in place of
@@ -74,10 +74,13 @@ class Recording:
                 if not shown.requires_grad:
                     shown = shown.detach().clone().requires_grad_()
                 part = self.frame.enter(shown)
+                if self.anatomy.in_place and tap.whole:
+                    part = part.clone()
                 value = part if tap.whole else tap.write(value, call, part)
                 self.values[site] = shown
             else:
-                self.values[site] = self.frame.leave(part if tap.whole or not _is_part(part) else part.clone())
+                keep = part.clone() if self.anatomy.in_place or (not tap.whole and _is_part(part)) else part
+                self.values[site] = self.frame.leave(keep)
             self._done(site, raw=False)
             return value
 
@@ -85,7 +88,8 @@ class Recording:
 
     def _keep_raw(self, site: Site, tap: Tap) -> Callable[[Tensor, Call], None]:
         def handler(value: Tensor, call: Call) -> None:
-            self.raw_values[site] = tap.read(value, call)
+            part = tap.read(value, call)
+            self.raw_values[site] = part.clone() if self.anatomy.in_place else part
             self._done(site, raw=True)
 
         return handler
