@@ -1,6 +1,7 @@
 """Top examples, firing counts and context windows against brute force."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import InputError
-from saes import ranking
+from interp.lens import Lens
+from saes import fires, ranking
+from saes.examples import Example, Feature, Source, load_features, read_features, write_features
 from saes.firing import EDGES, N_BINS, FiringFitter
 from saes.ranking import Ranking
+from tests import planted
 
 
 def _stream(seed: int, n: int = 60, f: int = 5, docs: int = 6):
@@ -118,3 +122,190 @@ def test_histogram_bins_are_cut_to_what_fired():
     counts, edges = firing.bins(1)
     assert len(counts) == N_BINS and edges[0] == 0.0 and edges[-1] == pytest.approx(3e9)
     assert firing.bins(2) == ((), ())
+
+
+# Whole path: store and token file -> features
+
+
+def _store(path: Path, name: str, lengths: list[int], seed: int, missing: float = 0.2):
+    """A store of random rows for random documents; some positions are left out, position 0 always."""
+    tokens = planted.token_file(path / f"{name}-tokens", lengths, seed=seed)
+    rng = np.random.default_rng(seed)
+    kept = [(d, p) for d in rng.permutation(len(lengths)) for p in range(1, lengths[d]) if rng.random() > missing]
+    doc, position = (torch.tensor(column) for column in zip(*kept, strict=True))
+    x = torch.from_numpy(rng.normal(size=(len(kept), 12)).astype(np.float32))
+    # Halves make ties; one row in twenty is massive.
+    x = torch.round(x * 2) / 2
+    x[::20] *= 500
+    return Source(planted.store(path / name, tokens, x, doc, position), tokens), x, kept
+
+
+def _dense(sae, x: torch.Tensor, threshold: float) -> np.ndarray:
+    """TopK by sorting; independent of Codes, kernels and FireLog."""
+    pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).relu().detach().numpy()
+    keep = np.argsort(-pre, axis=1, kind="stable")[:, : sae.config.k]
+    out = np.zeros_like(pre)
+    np.put_along_axis(out, keep, np.take_along_axis(pre, keep, 1), 1)
+    out[np.linalg.norm(x.numpy(), axis=1) > threshold] = 0
+    return out
+
+
+def _expected_examples(acts, stores, feature, k, before, after):
+    """By walking over documents with dictionaries."""
+    found, at = [], 0
+    for source, x, kept in stores:
+        values = {key: float(acts[at + i, feature]) for i, key in enumerate(kept)}
+        best: dict[int, tuple[float, int, int]] = {}
+        for row, ((doc, position), value) in enumerate(values.items()):
+            if value > 0 and value > best.get(doc, (0.0,))[0]:
+                best[doc] = (value, at + row, position)
+        for doc, (value, row, position) in best.items():
+            span = range(max(0, position - before), min(len(source.tokens[doc]), position + after + 1))
+            found.append(
+                (
+                    (-value, row),
+                    Example(
+                        doc_id=source.tokens.ids[doc],
+                        position=position,
+                        activation=value,
+                        tokens=tuple(f"w{source.tokens[doc][p]}" for p in span),
+                        activations=tuple(values.get((doc, p), 0.0) for p in span),
+                        peak=position - span[0],
+                    ),
+                )
+            )
+        at += len(x)
+    return [example for _, example in sorted(found, key=lambda pair: pair[0])[:k]]
+
+
+def _same(found: Example, expected: Example):
+    assert (found.doc_id, found.position, found.tokens, found.peak) == (
+        expected.doc_id,
+        expected.position,
+        expected.tokens,
+        expected.peak,
+    )
+    assert found.activation == found.activations[found.peak]
+    assert found.activations == pytest.approx(expected.activations, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("cache_bytes", [2**30, 4_000, 0])
+@pytest.mark.parametrize("before,after", [(3, 2), (0, 0), (40, 40)])
+def test_features_equal_brute_force(tmp_path, monkeypatch, cache_bytes, before, after):
+    monkeypatch.setattr(fires, "_ROWS", 16)
+    stores = [_store(tmp_path, "a", [9, 30, 2, 14, 21, 5], 0), _store(tmp_path, "b", [12, 17, 8], 1)]
+    sae = planted.orthonormal_sae(12, 10, 3)
+    threshold = 50.0
+    acts = _dense(sae, torch.cat([x for _, x, _ in stores]), threshold)
+    found = list(
+        read_features(
+            sae,
+            [source for source, _, _ in stores],
+            planted.SITE,
+            tokenizer=planted.word_tokenizer(),
+            n_examples=4,
+            before=before,
+            after=after,
+            threshold=threshold,
+            cache_bytes=cache_bytes,
+        )
+    )
+    usual = np.linalg.norm(torch.cat([x for _, x, _ in stores]).numpy(), axis=1) <= threshold
+    assert 0 < (~usual).sum() < 20 and len(found) == 10
+    for feature in found:
+        column = acts[:, feature.index]
+        fires_ = column[column > 0]
+        assert feature.density == pytest.approx(len(fires_) / usual.sum(), rel=1e-12)
+        assert feature.max_activation == pytest.approx(fires_.max(), rel=1e-5)
+        assert feature.mean_activation == pytest.approx(fires_.mean(), rel=1e-5)
+        assert sum(feature.histogram) == len(fires_) and len(feature.edges) == len(feature.histogram) + 1
+        expected = _expected_examples(acts, stores, feature.index, 4, before, after)
+        assert len(feature.examples) == len(expected) == 4
+        for one, other in zip(feature.examples, expected, strict=True):
+            _same(one, other)
+
+
+def test_promoted_tokens_come_from_the_decoder(tmp_path):
+    source, _, _ = _store(tmp_path, "a", [20, 20], 0)
+    sae = planted.orthonormal_sae(12, 10, 3)
+    lens = Lens(torch.randn(97, 12, generator=torch.Generator().manual_seed(1)))
+    found = list(
+        read_features(
+            sae, [source], planted.SITE, tokenizer=planted.word_tokenizer(), lens=lens, n_tokens=3, n_examples=1
+        )
+    )
+    logits = sae.W_dec.detach() @ lens.W.T
+    for feature, row in zip(found, logits, strict=True):
+        order = row.argsort(descending=True).tolist()
+        names = planted.word_tokenizer().convert_ids_to_tokens(order)
+        assert [token for token, _ in feature.promoted] == names[:3]
+        assert [token for token, _ in feature.suppressed] == names[:-4:-1]
+        assert [x for _, x in feature.promoted] == pytest.approx(row[order[:3]].tolist(), rel=1e-5)
+
+
+def test_a_feature_that_never_fires(tmp_path):
+    source, _, _ = _store(tmp_path, "a", [20, 20], 0)
+    sae = planted.orthonormal_sae(12, 10, 3)
+    with torch.no_grad():
+        sae.b_enc[4] = -1e9
+    feature = list(read_features(sae, [source], planted.SITE, tokenizer=planted.word_tokenizer()))[4]
+    assert feature == Feature(4, 0.0, 0.0, 0.0, (), (), (), (), ())
+
+
+def test_features_survive_the_disk(tmp_path):
+    source, _, _ = _store(tmp_path, "a", [20, 30, 10], 0)
+    sae = planted.orthonormal_sae(12, 10, 3)
+    lens = Lens(torch.randn(97, 12, generator=torch.Generator().manual_seed(1)))
+    features = list(read_features(sae, [source], planted.SITE, tokenizer=planted.word_tokenizer(), lens=lens))
+    odd = Feature(10, 0.25, 1.0, 1.0, (1,), (1.0, 2.0), (('\n\u2028 é"<', 1.0),), (), ())
+    assert write_features(tmp_path / "features.jsonl", [*features, odd]) == 11
+    found = list(load_features(tmp_path / "features.jsonl"))
+    assert len(found) == 11 and found[-1] == odd
+    for a, b in zip(found, features, strict=False):
+        assert a.max_activation == pytest.approx(b.max_activation, rel=1e-3)
+        assert (a.index, a.histogram) == (b.index, b.histogram)
+        assert [t for t, _ in a.promoted] == [t for t, _ in b.promoted]
+        for one, other in zip(a.examples, b.examples, strict=True):
+            assert (one.doc_id, one.position, one.tokens, one.peak) == (
+                other.doc_id,
+                other.position,
+                other.tokens,
+                other.peak,
+            )
+            assert one.activations == pytest.approx(other.activations, rel=1e-3)
+    assert write_features(tmp_path / "again.jsonl", found) == 11
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "features.jsonl").read_bytes()
+
+
+def test_a_damaged_feature_list_is_refused(tmp_path):
+    path = tmp_path / "features.jsonl"
+    write_features(path, [Feature(0, 0.0, 0.0, 0.0, (), (), (), (), ())])
+    with path.open("a") as file:
+        file.write('{"index": 1}\n')
+    with pytest.raises(InputError, match=r"features.jsonl, line 2, is no feature \('examples'\)"):
+        list(load_features(path))
+
+
+def test_the_wrong_token_file_is_refused(tmp_path):
+    source, _, _ = _store(tmp_path, "a", [20, 20], 0)
+    other = planted.token_file(tmp_path / "other", [20, 20], seed=5)
+    with pytest.raises(InputError, match="was made from the token file of digest "):
+        read_features(
+            planted.orthonormal_sae(12, 10, 3),
+            [Source(source.store, other)],
+            planted.SITE,
+            tokenizer=planted.word_tokenizer(),
+        )
+
+
+@pytest.mark.parametrize("sources,before", [(0, 3), (1, -1)])
+def test_bad_options_are_refused(tmp_path, sources, before):
+    source, _, _ = _store(tmp_path, "a", [20, 20], 0)
+    with pytest.raises(InputError, match=f"got {sources} stores, before={before}, after=8: expected one or more"):
+        read_features(
+            planted.orthonormal_sae(12, 10, 3),
+            [source] * sources,
+            planted.SITE,
+            tokenizer=planted.word_tokenizer(),
+            before=before,
+        )

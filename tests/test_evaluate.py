@@ -1,0 +1,284 @@
+"""Evaluation against planted answers: reconstruction, splicing, loss recovered, and the record on disk."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.batching import batches
+from interp.errors import InputError
+from interp.model import HookedModel, Where
+from interp.sites import Site
+from saes.evaluate import Evaluation, evaluate, measure_loss, measure_rows, row_norms, threshold_of
+from saes.reconstruction import ReconstructionFitter
+from saes.splice import massive_threshold, replace_rows
+from tests import planted
+from tests.planted import SITE
+from tests.tiny_models import random_tokens, tiny
+
+D = 12
+
+
+def _noisy(seed: int, n: int = 400, mean: float = 0.0, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and their reconstructions: anisotropic, and reconstructed with a constant error besides noise."""
+    rng = np.random.default_rng(seed)
+    x = mean + spread * rng.normal(size=(n, D)) * np.linspace(0.2, 2, D)
+    return x, x + 0.5 * spread * rng.normal(size=(n, D)) + 0.3 * spread
+
+
+def _definition(x: np.ndarray, x_hat: np.ndarray) -> float:
+    return 1 - ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(0, 400), max_size=6), mean=st.sampled_from([0, 1, 1e5]))
+def test_streamed_quality_is_the_definition(seed, cuts, mean):
+    x, x_hat = _noisy(seed, mean=mean)
+    fitters = [ReconstructionFitter(), ReconstructionFitter()]
+    edges = [0, *sorted(cuts), 400]
+    for i, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):  # noqa: RUF007
+        fitters[i % 2].update(torch.from_numpy(x[start:stop]), torch.from_numpy(x_hat[start:stop]))
+    found = fitters[0].merge(fitters[1]).result()
+    assert found.n_tokens == 400
+    assert found.explained_variance == pytest.approx(_definition(x, x_hat), rel=1e-9)
+    assert found.mse == pytest.approx(((x - x_hat) ** 2).sum(1).mean(), rel=1e-12)
+    cosines = (x * x_hat).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(x_hat, axis=1)
+    assert found.cosine == pytest.approx(cosines.mean(), rel=1e-12)
+
+
+WRONG = {
+    "uncentred": lambda x, y: 1 - ((x - y) ** 2).sum() / (x**2).sum(),
+    "mean of squares for mean": lambda x, y: (
+        1 - ((x - y) ** 2).sum(1).mean() / ((x**2).sum(1).mean() - ((x**2).mean(0) ** 2).mean())
+    ),
+    "mean of per-token ratios": lambda x, y: (1 - ((x - y) ** 2).sum(1) / ((x - x.mean(0)) ** 2).sum(1)).mean(),
+    "variance of the error": lambda x, y: 1 - (x - y).var(0).sum() / x.var(0).sum(),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_common_wrong_formulas_would_show(name):
+    """Each differs from the definition by more than 0.01 on these rows, and the fitter sides with the definition."""
+    x, x_hat = _noisy(0, mean=3)
+    found = ReconstructionFitter().update(torch.from_numpy(x), torch.from_numpy(x_hat)).result().explained_variance
+    assert found == pytest.approx(_definition(x, x_hat), rel=1e-12)
+    assert abs(WRONG[name](x, x_hat) - found) > 0.01
+
+
+def test_quality_of_rows_without_variance_is_refused():
+    fitter = ReconstructionFitter()
+    with pytest.raises(InputError, match="explained variance needs rows that differ, and got 0 rows"):
+        fitter.result()
+    with pytest.raises(InputError, match="got 3 rows whose deviation is 0"):
+        fitter.update(torch.ones(3, 2), torch.zeros(3, 2)).result()
+
+
+def _planted(tmp_path, *, mean: float = 5.0, massive: int = 3):
+    """Rows = mean + two of eight orthonormal features + noise outside their span; some rows a thousandfold."""
+    sae = planted.orthonormal_sae(D, 8, 2, mean=mean)
+    rng = np.random.default_rng(1)
+    n = 200
+    codes = np.zeros((n, 8), np.float32)
+    for row in codes:
+        row[rng.choice(6, 2, replace=False)] = rng.uniform(1, 3, 2)  # features 6 and 7 never fire
+    noise = rng.normal(size=(n, 4)).astype(np.float32) * 0.4
+    basis = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0)))[0]
+    x = mean + torch.from_numpy(codes) @ basis[:8] + torch.from_numpy(noise) @ basis[8:]
+    x[:massive] *= 1000
+    tokens = planted.token_file(tmp_path / "tokens", [n // 4 + 1] * 4)
+    doc, position = torch.arange(n) // (n // 4), torch.arange(n) % (n // 4) + 1
+    return sae, planted.store(tmp_path / "store", tokens, x, doc, position), tokens, codes, noise, x.double().numpy()
+
+
+def test_planted_dictionary_is_measured_exactly(tmp_path):
+    sae, store, _, codes, noise, x = _planted(tmp_path)
+    threshold = threshold_of(sae, store, SITE)
+    assert threshold == pytest.approx(10 * np.sort(np.linalg.norm(x, axis=1))[99], rel=1e-5)
+    found = measure_rows(sae, store, SITE, threshold=threshold)
+    kept = x[3:]
+    assert (found.kept.n_tokens, found.massive_rows, found.n_documents) == (197, 3, 4)
+    error = (noise[3:].astype(np.float64) ** 2).sum()
+    assert found.kept.explained_variance == pytest.approx(1 - error / ((kept - kept.mean(0)) ** 2).sum(), rel=1e-5)
+    assert found.kept.mse == pytest.approx(error / 197, rel=1e-5)
+    assert found.firing.n_tokens == 197
+    np.testing.assert_array_equal(found.firing.fires.numpy(), (codes[3:] > 0).sum(0))
+    x_hat = sae(torch.from_numpy(x).float()).detach().double().numpy()
+    assert found.all_rows.explained_variance == pytest.approx(_definition(x, x_hat), rel=1e-6)
+    assert found.all_rows.n_tokens == 200
+    assert abs(found.all_rows.explained_variance - found.kept.explained_variance) > 0.01
+
+
+def test_threshold_of_training_is_kept(tmp_path):
+    _, store, *_ = _planted(tmp_path)
+    sae = planted.orthonormal_sae(D, 8, 2, massive_norm_threshold=17.5)
+    assert threshold_of(sae, store, SITE) == 17.5
+    assert massive_threshold(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])) == 30.0
+
+
+def test_rows_that_are_not_finite_are_refused(tmp_path):
+    _, _, tokens, *_ = _planted(tmp_path)
+    x = torch.ones(5, D)
+    x[1, 2], x[4, 0] = torch.nan, torch.inf
+    bad = planted.store(tmp_path / "bad", tokens, x, torch.zeros(5).long(), torch.arange(5))
+    with pytest.raises(InputError, match=r"2 of 5 rows of .* at blocks\.1\.hook_resid_post hold NaN or infinity"):
+        row_norms(bad, SITE)
+
+
+def _where(b: int, t: int, lengths: list[int]) -> Where:
+    return Where(torch.arange(t).expand(b, t), torch.tensor(lengths), torch.tensor(lengths))
+
+
+def test_exactly_the_ordinary_positions_are_replaced():
+    x = torch.ones(2, 4, D)
+    x[0, 2] = 100
+    allowed = torch.ones(2, 4, dtype=torch.bool)
+    allowed[1, 1] = False
+    edit = replace_rows(torch.zeros_like, max_norm=50, allowed=allowed)
+    out = edit(x, _where(2, 4, [4, 3]))
+    # row 0: position 2 is massive; row 1: position 1 is not allowed, position 3 is padding; position 0 of both stays
+    replaced = [[False, True, False, True], [False, False, True, False]]
+    assert (out == 0).all(-1).tolist() == replaced
+    assert torch.equal(out[~torch.tensor(replaced)], x[~torch.tensor(replaced)])
+    everything = replace_rows(torch.zeros_like, skip_first=False)(x, _where(2, 4, [4, 3]))
+    assert (everything == 0).all(-1).tolist() == [[True] * 4, [True, True, True, False]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_splicing_the_identity_changes_no_logit(family):
+    model = HookedModel.wrap(tiny(family))
+    tokens = random_tokens(model.hf, 3, 9)
+    lengths = torch.tensor([9, 4, 7])
+    site = Site.parse(SITE)
+    with torch.no_grad():
+        clean = model(tokens, lengths=lengths)
+        with model.edited({site: replace_rows(lambda x: x)}):
+            spliced = model(tokens, lengths=lengths)
+        with model.edited({site: replace_rows(torch.zeros_like)}):
+            ablated = model(tokens, lengths=lengths)
+    assert torch.equal(clean, spliced)
+    assert torch.equal(clean[:, 0], ablated[:, 0]), "position 0 passes through"
+    assert (clean[:, 1:] - ablated[:, 1:]).abs().amax(-1).min() > 1e-3
+
+
+def _identity_sae(d: int) -> "planted.SAE":
+    """[x, -x] with every feature allowed to fire: x = ReLU(x) - ReLU(-x)."""
+    eye = torch.eye(d)
+    both = torch.cat([eye, -eye])
+    config = planted.SAEConfig(d_in=d, d_sae=2 * d, k=2 * d)
+    return planted.SAE.of_weights(config, W_enc=both.T, b_enc=torch.zeros(2 * d), W_dec=both, b_dec=torch.zeros(d))
+
+
+def _silent_sae(d: int) -> "planted.SAE":
+    config = planted.SAEConfig(d_in=d, d_sae=4, k=2)
+    zeros = {"W_enc": torch.zeros(d, 4), "b_enc": torch.zeros(4), "W_dec": torch.zeros(4, d), "b_dec": torch.zeros(d)}
+    return planted.SAE.of_weights(config, **zeros)
+
+
+def _text_and_rows(tmp_path, model: HookedModel, *, prepend_bos: bool = False):
+    """Tokens, and a store of the model's own rows, position 0 of each document left out."""
+    tokens = planted.token_file(tmp_path / "tokens", [9, 14, 3, 20], prepend_bos=prepend_bos)
+    acts, doc, position = [], [], []
+    for batch in batches(tokens, token_budget=64, max_length=32):
+        with torch.no_grad():
+            found = model.capture(batch.tokens, [SITE], lengths=batch.lengths)[Site.parse(SITE)]
+        for row, length in enumerate(batch.lengths.tolist()):
+            acts.append(found[row, 1:length])
+            doc.append(batch.doc[row].expand(length - 1))
+            position.append(batch.start[row] + torch.arange(1, length))
+    store = planted.store(tmp_path / "store", tokens, torch.cat(acts), torch.cat(doc), torch.cat(position))
+    return tokens, store
+
+
+@pytest.mark.parametrize("prepend_bos", [False, True])
+def test_loss_recovered_is_one_for_the_identity_and_zero_for_nothing(tmp_path, prepend_bos):
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens, store = _text_and_rows(tmp_path, model, prepend_bos=prepend_bos)
+    best = evaluate(_identity_sae(48), store, SITE, model=model, tokens=tokens)
+    worst = evaluate(_silent_sae(48), store, SITE, model=model, tokens=tokens)
+    assert best.ce_tokens == worst.ce_tokens == tokens.n_tokens - (0 if prepend_bos else 4)
+    assert best.n_documents == 4 and best.n_tokens == len(store) and best.massive_rows == 0
+    assert best.loss_recovered == pytest.approx(1, abs=1e-6) and best.delta_ce == pytest.approx(0, abs=1e-6)
+    assert best.kl == pytest.approx(0, abs=1e-6) and best.explained_variance == pytest.approx(1, abs=1e-12)
+    assert worst.loss_recovered == 0 and worst.ce_spliced == worst.ce_zero and worst.kl == worst.kl_zero > 0.01
+    assert worst.dead_fraction == 1 and worst.l0 == 0 and worst.cosine == 0
+    assert best.l0 == pytest.approx(48) and best.dead_fraction == 0
+
+
+def test_losses_equal_runs_with_plain_torch_hooks(tmp_path):
+    """Half the stream reconstructed: CE and KL of the three runs, one document at a time, no HookedModel involved."""
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens, store = _text_and_rows(tmp_path, model)
+    sae = planted.orthonormal_sae(48, 24, 8)
+    found = evaluate(sae, store, SITE, model=model, tokens=tokens)
+
+    def run(ids, replace):
+        def hook(module, inputs, output):
+            x = output[0] if isinstance(output, tuple) else output
+            x = torch.cat([x[:, :1], replace(x[0, 1:])[None]], 1)
+            return (x, *output[1:]) if isinstance(output, tuple) else x
+
+        handle = model.hf.model.layers[1].register_forward_hook(hook)
+        try:
+            with torch.no_grad():
+                return model.hf(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        finally:
+            handle.remove()
+
+    ce, kl = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for doc in range(4):
+        ids = torch.from_numpy(tokens[doc].astype(np.int64))
+        runs = [run(ids, r) for r in (lambda x: x, lambda x: sae(x), torch.zeros_like)]
+        for i, log_q in enumerate(runs):
+            ce[i] -= log_q.gather(1, ids[1:, None]).sum()
+            kl[i] += (runs[0].exp() * (runs[0] - log_q)).sum()
+    ce, kl = (ce / found.ce_tokens).tolist(), (kl / found.ce_tokens).tolist()
+    assert [found.ce_clean, found.ce_spliced, found.ce_zero] == pytest.approx(ce, rel=1e-5)
+    assert [found.kl, found.kl_zero] == pytest.approx(kl[1:], rel=1e-4)
+    assert found.loss_recovered == pytest.approx((ce[2] - ce[1]) / (ce[2] - ce[0]), rel=1e-4)
+    assert found.delta_ce == pytest.approx(ce[1] - ce[0], rel=1e-4)
+
+
+def test_special_tokens_pass_through(tmp_path):
+    """A document of special tokens alone is left as it is by every edit; ordinary words are not."""
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    documents = [
+        planted.SimpleNamespace(id=name, text=text) for name, text in (("a", "<s> </s> <s> </s>"), ("b", "w9 w4 w7"))
+    ]
+    tokens = planted.tokenize(documents, model.tokenizer, tmp_path / "tokens")
+    one = planted.tokenize(documents[:1], model.tokenizer, tmp_path / "one")
+    effects = measure_loss(_silent_sae(48), model, one, SITE)
+    assert effects.n_tokens == 3 and effects.ce["zero"] == effects.ce_clean and effects.kl["zero"] == 0
+    assert measure_loss(_silent_sae(48), model, tokens, SITE).kl["zero"] > 1e-3
+
+
+def test_tokens_are_limited(tmp_path):
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens = planted.token_file(tmp_path / "tokens", [20] * 12)
+    found = measure_loss(_silent_sae(48), model, tokens, SITE, max_tokens=50, max_length=32, token_budget=32)
+    assert 50 <= found.n_tokens < 50 + 32
+
+
+def _record(**changes) -> Evaluation:
+    numbers = {f.name: 0.1 + i for i, f in enumerate(dataclasses.fields(Evaluation)) if f.name != "densities"}
+    counts = {name: 7 for name in ("n_tokens", "n_documents", "massive_rows", "ce_tokens")}
+    densities = torch.tensor([0.0, 1 / 3, 1e-7], dtype=torch.float64)
+    return Evaluation(**numbers | counts | {"densities": densities} | changes)
+
+
+def test_record_survives_the_disk(tmp_path):
+    record = _record(kl=1 / 3, loss_recovered=math.pi)
+    found = Evaluation.load(record.save(tmp_path / "evaluation.json"))
+    assert found.scalars() == record.scalars() and torch.equal(found.densities, record.densities)
+    assert "densities" not in record.scalars() and record.scalars()["n_tokens"] == 7
+
+
+def test_a_foreign_record_is_refused(tmp_path):
+    (tmp_path / "e.json").write_text('{"kl": 1, "extra": 2}')
+    with pytest.raises(
+        InputError, match=r"no evaluation of this version \(missing: \['ce_clean', .* unknown: \['extra'\]\)"
+    ):
+        Evaluation.load(tmp_path / "e.json")
