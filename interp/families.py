@@ -18,7 +18,8 @@ from interp.errors import InputError
 # Names, provenance, and what only training, generation or the classification heads read; fields of published configs
 # that transformers leaves alone or has already turned into another field.
 _IGNORED: set[str] = set(
-    """_name_or_path architectures model_type transformers_version torch_dtype dtype quantization_config auto_map
+    """_name_or_path _model_name_or_path architectures model_type transformers_version torch_dtype dtype auto_map
+    quantization_config
     _attn_implementation _attn_implementation_autoset attn_implementation _experts_implementation use_cache
     cache_implementation id2label label2id num_labels problem_type task_specific_params return_dict classifier_dropout
     output_attentions output_hidden_states tie_word_embeddings is_encoder_decoder is_decoder chunk_size_feed_forward
