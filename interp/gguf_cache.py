@@ -1,6 +1,6 @@
 """GGUF files: dequantised once, kept as an ordinary safetensors model folder in the user's cache directory.
 
-    $XDG_CACHE_HOME/midlens/models/<sha256 of the file, 16 digits>-v1/   config.json, model.safetensors, tokenizer files
+    $XDG_CACHE_HOME/midlens/models/<sha256 of the file, 16 digits>-v2/   config.json, model.safetensors, tokenizer files
     $XDG_CACHE_HOME/midlens/hashes/<digest of path, size, mtime>         the file's sha256, so that it is hashed once
 
 Weights are kept in float32: Q4_1 is `scale * q + minimum` with float16 scale and minimum, which 16 bits do not hold.
@@ -28,7 +28,7 @@ from interp.gguf_header import GGUFHeader, read_header
 from interp.progress import bar
 from interp.quiet import quiet_transformers
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def packaged_gguf(distribution: str) -> Path:
@@ -114,7 +114,8 @@ def _save_model(model: torch.nn.Module, folder: Path) -> None:
     """Write config and weights; transformers 5 refuses `save_pretrained` for a model that came from GGUF."""
     config: Any = model.config
     settings = config.to_dict()
-    settings.pop("quantization_config", None)
+    for of_the_file in ("quantization_config", "_model_name_or_path"):
+        settings.pop(of_the_file, None)
     settings["architectures"] = [type(model).__name__]
     settings["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(settings, indent=1))

@@ -14,7 +14,7 @@ Rows at padding positions hold numbers without meaning. `padding="left"` rotates
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -215,3 +215,33 @@ class HookedModel:
         from interp.compat import run_with_hooks
 
         return run_with_hooks(self, tokens, fwd_hooks, **options)
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "b t"],
+        *,
+        lengths: Int[Tensor, " b"] | None = None,
+        padding: Padding = "right",
+        edits: Mapping[Site, Edit] | None = None,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int = 0,
+        stop_tokens: Sequence[int] | None = None,
+        use_cache: bool = True,
+    ) -> Int[Tensor, "b n"]:
+        """The new tokens of each row, edited on the way: see `interp.generate`."""
+        from interp.generate import Sampling, generate
+
+        return generate(
+            self,
+            self._checked(tokens),
+            lengths=lengths,
+            padding=padding,
+            edits=edits,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, seed),
+            stop_tokens=stop_tokens,
+            use_cache=use_cache,
+        )
