@@ -1,0 +1,215 @@
+"""Batches of documents under a token budget: windows, length buckets, right padding.
+
+A document longer than `max_length` is fed as several windows of at most that many tokens. Windows are sorted by length and cut
+greedily: the longest one left, of length L, is batched with the next `token_budget // L - 1`, so that
+
+    b * t <= token_budget,    t = the longest window of the batch, rounded up to `multiple`
+
+and the padding is what neighbours in the sorted order differ by. Equal lengths come together, in seeded order, and the
+batches are shuffled, so that any stretch of them is a fair sample (of time left, of lengths in a shard).
+Padding is on the right: causal attention never looks there, so no mask is needed and fused attention keeps its fast path.
+
+With a BOS, each window is [BOS, tokens...]: `start` is then the document position of its first own token minus 1, so that always
+
+    position in the document = start + position in the window
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int, Integer
+from torch import Tensor
+
+from interp.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Right-padded windows: row i holds `lengths[i]` tokens of document `doc[i]`, beginning at position `start[i]` of it."""
+
+    tokens: Int[Tensor, "b t"]
+    lengths: Int[Tensor, " b"]
+    doc: Int[Tensor, " b"]
+    start: Int[Tensor, " b"]
+
+
+@runtime_checkable
+class TokenSource(Protocol):
+    """What batching asks of an `interp.tokenfile.TokenFile`."""
+
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def lengths(self) -> Int[np.ndarray, " docs"]: ...
+    def __getitem__(self, index: int, /) -> Integer[np.ndarray, " t"]: ...
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What is fed to a model, before padding: window i is `length[i]` positions of document `doc[i]` from `start[i]` on."""
+
+    doc: Int[np.ndarray, " w"]
+    start: Int[np.ndarray, " w"]
+    length: Int[np.ndarray, " w"]
+
+    def __len__(self) -> int:
+        return len(self.doc)
+
+    def take(self, index: slice | np.ndarray) -> "Windows":
+        """The windows at `index`."""
+        return Windows(self.doc[index], self.start[index], self.length[index])
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Windows in the order they are fed; batch i is windows[ends[i - 1]:ends[i]]."""
+
+    windows: Windows
+    ends: Int[np.ndarray, " batches"]
+    multiple: int
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """First window of batch `index`, and one past its last."""
+        return (int(self.ends[index - 1]) if index else 0), int(self.ends[index])
+
+    @property
+    def padded(self) -> Int[np.ndarray, " batches"]:
+        """Tokens of each batch, padding included."""
+        if not len(self):
+            return np.zeros(0, np.int64)
+        firsts = np.concatenate([[0], self.ends[:-1]])
+        longest = np.maximum.reduceat(self.windows.length, firsts)
+        return (self.ends - firsts) * _round_up(longest, self.multiple)
+
+    @property
+    def waste(self) -> float:
+        """The share of all fed tokens that is padding."""
+        return 1.0 - float(self.windows.length.sum()) / max(1, int(self.padded.sum()))
+
+    def halve(self, index: int, *, tokens: int) -> "Buckets":
+        """The same windows in the same order, with every batch from `index` on of at least `tokens` padded tokens cut in two.
+
+        A batch of one window stays as it is.
+        """
+        ends: list[int] = []
+        for number, size in enumerate(self.padded):
+            first, stop = self.span(number)
+            if number >= index and size >= tokens and stop - first > 1:
+                ends.append((first + stop) // 2)
+            ends.append(stop)
+        return Buckets(self.windows, np.asarray(ends, np.int64), self.multiple)
+
+    def batch(self, index: int, source: TokenSource) -> Batch:
+        """Assemble batch `index` from the tokens of `source`."""
+        windows = self.windows.take(slice(*self.span(index)))
+        longest = int(_round_up(windows.length.max(), self.multiple))
+        tokens = np.zeros((len(windows), longest), np.int64)
+        for row, (doc, start, length) in enumerate(zip(windows.doc, windows.start, windows.length, strict=True)):
+            tokens[row, :length] = window_ids(source, int(doc), int(start), int(length))
+        columns = (tokens, windows.length, windows.doc, windows.start)
+        return Batch(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns))
+
+
+def window_ids(source: TokenSource, doc: int, start: int, length: int) -> Integer[np.ndarray, " t"]:
+    """The ids fed for one window, the BOS included."""
+    if source.bos is None:
+        return source[doc][start : start + length]
+    return np.concatenate([[source.bos], source[doc][start + 1 : start + length]])
+
+
+def default_token_budget(device: str) -> int:
+    """Padded tokens per batch that suit the kind of device."""
+    return 16_384 if device.startswith("cuda") else 2_048
+
+
+def windows_of(
+    lengths: Sequence[int] | Int[np.ndarray, " docs"],
+    *,
+    max_length: int,
+    bos: bool = False,
+    docs: Sequence[int] | Int[np.ndarray, " i"] | None = None,
+) -> Windows:
+    """Cut documents of `lengths` tokens (all, or those in `docs`) into windows of at most `max_length`, the BOS included."""
+    own = 1 if bos else 0
+    room = max_length - own
+    if room < 1:
+        raise InputError(f"max_length must leave room for a token{' behind the BOS' if bos else ''}, got {max_length}")
+    every = np.asarray(lengths, np.int64)
+    chosen = np.arange(len(every)) if docs is None else np.asarray(docs, np.int64)
+    if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(every)):
+        raise InputError(f"docs must lie in 0..{len(every) - 1}, got {chosen.min()}..{chosen.max()}")
+    counts = -(-every[chosen] // room)
+    doc = np.repeat(chosen, counts)
+    number = np.arange(len(doc)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = number * room
+    return Windows(doc, begin - own, np.minimum(every[doc] - begin, room) + own)
+
+
+def group(windows: Windows, *, token_budget: int, multiple: int = 1, seed: int = 0) -> Buckets:
+    """Order `windows` into batches of similar length whose padded size respects `token_budget`."""
+    if multiple < 1:
+        raise InputError(f"multiple must be at least 1, got {multiple}")
+    longest = int(_round_up(windows.length.max(), multiple)) if len(windows) else 0
+    if longest > token_budget:
+        raise InputError(
+            f"token_budget={token_budget} cannot hold one window of {longest} tokens; "
+            "raise token_budget, or lower max_length"
+        )
+    generator = np.random.default_rng(seed)
+    order = np.lexsort((generator.permutation(len(windows)), -windows.length))
+    spans: list[tuple[int, int]] = []
+    at = 0
+    while at < len(order):
+        widest = int(_round_up(windows.length[order[at]], multiple))
+        stop = min(len(order), at + token_budget // widest)
+        spans.append((at, stop))
+        at = stop
+    shuffled = [spans[i] for i in generator.permutation(len(spans))]
+    index = np.concatenate([order[a:b] for a, b in shuffled]) if shuffled else order
+    ends = np.cumsum([b - a for a, b in shuffled], dtype=np.int64)
+    return Buckets(windows.take(index), ends, multiple)
+
+
+def bucketed(
+    lengths: Sequence[int] | Int[np.ndarray, " docs"],
+    *,
+    token_budget: int,
+    max_length: int,
+    multiple: int = 1,
+    seed: int = 0,
+    bos: bool = False,
+    docs: Sequence[int] | Int[np.ndarray, " i"] | None = None,
+) -> Buckets:
+    """`group(windows_of(lengths))`: every token of every document in exactly one window, every window in exactly one batch."""
+    windows = windows_of(lengths, max_length=max_length, bos=bos, docs=docs)
+    return group(windows, token_budget=token_budget, multiple=multiple, seed=seed)
+
+
+def batches(
+    source: TokenSource,
+    *,
+    token_budget: int,
+    max_length: int,
+    docs: Sequence[int] | Int[np.ndarray, " i"] | None = None,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """The batches of a token file, assembled one at a time."""
+    buckets = bucketed(
+        source.lengths,
+        token_budget=token_budget,
+        max_length=max_length,
+        seed=seed,
+        bos=source.bos is not None,
+        docs=docs,
+    )
+    for index in range(len(buckets)):
+        yield buckets.batch(index, source)
+
+
+def _round_up(length: Int[np.ndarray, " *w"] | int | np.integer, multiple: int) -> np.ndarray:
+    return -(-np.asarray(length) // multiple) * multiple

@@ -1,0 +1,238 @@
+"""The plan of an extraction: every batch and every shard boundary, fixed and on disk before the first row is computed.
+
+A plan is a function of the token file, the settings and the seed. Its rows are known in advance: what is excluded (padding always;
+the first position of every fed window, special tokens and chat-template tokens unless asked for) depends on tokens alone. Batches
+may be cut in two later, when memory runs out, which is recorded here; rows, their order and the shards never change.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from interp.batching import Buckets, Windows, group, window_ids, windows_of
+from interp.errors import InputError
+from interp.sealing import read_json, write_sealed
+from interp.shards import Layout
+from interp.store import StoreSpec
+from interp.tokenfile import TokenFile
+
+_FORMAT = "midlens-plan"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """Which rows stay out of a store. Padding always does."""
+
+    first_position: bool = True
+    """Position 0 of every fed window: its norm is massive in most models (SmolLM2 too), with or without a BOS."""
+    special_tokens: bool = True
+    """What the tokenizer declares special, BOS included."""
+    template: bool = True
+    """Tokens written by the chat template."""
+
+    def names(self) -> tuple[str, ...]:
+        """The kinds left out."""
+        return tuple(name for name, out in asdict(self).items() if out)
+
+
+class Selector:
+    """Which positions of a fed window become rows."""
+
+    def __init__(self, tokens: TokenFile, exclude: Exclusions) -> None:
+        self.tokens, self.exclude = tokens, exclude
+        self._special = np.zeros(max(tokens.manifest["tokenizer"]["vocabulary"], 1), bool)
+        self._special[tokens.special_ids] = True
+
+    def kept(self, doc: int, start: int, length: int, counts: dict[str, int] | None = None) -> Bool[np.ndarray, " t"]:
+        """True where a row is kept; `counts` adds up what is left out, each position under the first reason that applies."""
+        reasons: dict[str, Bool[np.ndarray, " t"]] = {}
+        if self.exclude.first_position:
+            reasons["first_position"] = np.arange(length) == 0
+        if self.exclude.special_tokens:
+            reasons["special_tokens"] = self._special[window_ids(self.tokens, doc, start, length)]
+        if self.exclude.template and self.tokens.template is not None:
+            own = 0 if self.tokens.bos is None else 1
+            at = int(self.tokens.offsets[doc]) + start
+            template = np.zeros(length, bool)
+            template[own:] = self.tokens.template[at + own : at + length]
+            reasons["template"] = template
+        kept = np.ones(length, bool)
+        for name, out in reasons.items():
+            if counts is not None:
+                counts[name] = counts.get(name, 0) + int((out & kept).sum())
+            kept &= ~out
+        return kept
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Batches, shards and what they are of."""
+
+    spec: StoreSpec
+    row_shapes: dict[str, tuple[int, ...]]
+    buckets: Buckets
+    token_budget: int
+    rows_per_shard: int
+    shard_windows: Int[np.ndarray, " shards"]
+    """Where each shard ends, in windows."""
+    shard_rows: Int[np.ndarray, " shards"]
+    excluded: dict[str, int]
+    splits: tuple[dict[str, int], ...] = ()
+    """Batches cut in two for want of memory: from which batch on, from how many padded tokens on, how many batches."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return int(self.shard_rows.sum())
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens fed, padding not counted."""
+        return int(self.buckets.windows.length.sum())
+
+    @property
+    def layout(self) -> Layout:
+        """The tensors of a shard."""
+        assert self.spec.dtype is not None
+        return Layout(self.row_shapes, self.spec.dtype)
+
+    def batches_of(self, shard: int) -> range:
+        """The batches whose rows make up shard `shard`."""
+        firsts = np.concatenate([[0], self.shard_windows])
+        first, stop = np.searchsorted(self.buckets.ends, firsts[shard : shard + 2], side="right")
+        return range(int(first), int(stop))
+
+    def halved(self, batch: int) -> "Plan":
+        """The plan after batch `batch` did not fit into memory: it and all later ones as large are cut in two."""
+        size = int(self.buckets.padded[batch])
+        buckets = self.buckets.halve(batch, tokens=size)
+        split = {"batch": batch, "padded_tokens": size, "batches": len(buckets) - len(self.buckets)}
+        return replace(self, buckets=buckets, splits=(*self.splits, split))
+
+    def save(self, path: Path) -> None:
+        """Write the plan, one field a line."""
+        windows = self.buckets.windows
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "spec": asdict(self.spec),
+            "row_shapes": self.row_shapes,
+            "token_budget": self.token_budget,
+            "rows_per_shard": self.rows_per_shard,
+            "multiple": self.buckets.multiple,
+            "excluded": self.excluded,
+            "padding_waste": round(self.buckets.waste, 6),
+            "splits": self.splits,
+            "shard_rows": self.shard_rows.tolist(),
+            "shard_windows": self.shard_windows.tolist(),
+            "batch_windows": self.buckets.ends.tolist(),
+            "doc": windows.doc.tolist(),
+            "start": windows.start.tolist(),
+            "length": windows.length.tolist(),
+        }
+        lines = (f" {json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in content.items())
+        write_sealed(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read a plan."""
+        content = read_json(path, "plan")
+        if content.get("format") != _FORMAT or content.get("version") != _VERSION:
+            raise InputError(f"{path} is no plan of version {_VERSION} (found {content.get('format')!r})")
+        windows = Windows(*(np.asarray(content[name], np.int64) for name in ("doc", "start", "length")))
+        return cls(
+            spec=StoreSpec.from_json(content["spec"]),
+            row_shapes={name: tuple(shape) for name, shape in content["row_shapes"].items()},
+            buckets=Buckets(windows, np.asarray(content["batch_windows"], np.int64), content["multiple"]),
+            token_budget=content["token_budget"],
+            rows_per_shard=content["rows_per_shard"],
+            shard_windows=np.asarray(content["shard_windows"], np.int64),
+            shard_rows=np.asarray(content["shard_rows"], np.int64),
+            excluded=content["excluded"],
+            splits=tuple(content["splits"]),
+        )
+
+
+def make_plan(
+    tokens: TokenFile,
+    spec: StoreSpec,
+    selector: Selector,
+    row_shapes: dict[str, tuple[int, ...]],
+    *,
+    docs: Sequence[int] | None,
+    token_budget: int,
+    rows_per_shard: int,
+    multiple: int,
+) -> Plan:
+    """Fix batches and shards. Windows without a single row to keep are not fed at all."""
+    assert spec.max_length is not None and spec.seed is not None
+    windows = windows_of(tokens.lengths, max_length=spec.max_length, bos=tokens.bos is not None, docs=docs)
+    excluded: dict[str, int] = {}
+    rows = np.asarray(
+        [
+            selector.kept(int(d), int(s), int(n), excluded).sum()
+            for d, s, n in zip(windows.doc, windows.start, windows.length, strict=True)
+        ],
+        np.int64,
+    )
+    if not rows.sum():
+        raise InputError(
+            f"nothing is left of {int(windows.length.sum())} tokens once {', '.join(selector.exclude.names())} are out: "
+            "give longer documents, or exclude less"
+        )
+    fed = np.flatnonzero(rows)
+    buckets = group(windows.take(fed), token_budget=token_budget, multiple=multiple, seed=spec.seed)
+    by_window = {(int(d), int(s)): int(r) for d, s, r in zip(windows.doc, windows.start, rows, strict=True)}
+    ordered = [by_window[int(d), int(s)] for d, s in zip(buckets.windows.doc, buckets.windows.start, strict=True)]
+    shard_windows, shard_rows = _shards(buckets, np.asarray(ordered), rows_per_shard)
+    return Plan(spec, row_shapes, buckets, token_budget, rows_per_shard, shard_windows, shard_rows, excluded)
+
+
+def _shards(
+    buckets: Buckets, rows: Int[np.ndarray, " w"], rows_per_shard: int
+) -> tuple[Int[np.ndarray, " shards"], Int[np.ndarray, " shards"]]:
+    """Shards of whole batches: as many as stay within `rows_per_shard`, at least one."""
+    before = np.concatenate([[0], np.cumsum(rows)])[np.concatenate([[0], buckets.ends])]
+    ends: list[int] = []
+    first = 0
+    for batch in range(1, len(before)):
+        if before[batch] - before[first] > rows_per_shard and batch - 1 > first:
+            ends.append(batch - 1)
+            first = batch - 1
+    ends.append(len(before) - 1)
+    return buckets.ends[np.asarray(ends) - 1], np.diff(before[[0, *ends]])
+
+
+def describe(plan: Plan, folder: Path, *, bytes_left: int, seconds: float | None, memory: int) -> str:
+    """The plan in words: what will be computed, what it takes, and whether it fits."""
+    spec, windows = plan.spec, plan.buckets.windows
+    out = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in plan.excluded.items() if count) or "none"
+    lines = [
+        f"model       {spec.model}, computing in {spec.compute_dtype}",
+        f"sites       {', '.join(plan.row_shapes)}",
+        f"tokens      {plan.n_tokens:,} from {len(np.unique(windows.doc)):,} documents, in {len(windows):,} windows",
+        f"batches     {len(plan.buckets):,} of up to {plan.token_budget:,} tokens; {plan.buckets.waste:.2%} padding",
+        f"rows        {plan.rows:,} kept; left out: {out}",
+        f"disk        {_size(bytes_left)} to write as {spec.dtype} in {len(plan.shard_rows):,} shards; "
+        f"{_size(shutil.disk_usage(folder).free)} free under {folder}",
+        f"memory      about {_size(memory)}",
+        f"time        {'nothing left to compute' if seconds is None else 'about ' + _duration(seconds)}",
+    ]
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,100 @@
+"""Artefacts that are whole or absent: temporary name, fsync, rename; and digests and comparisons of their settings.
+
+    publish(partial, final):   fsync(partial) -> rename(partial, final) -> fsync(folder)
+
+After a crash at any point `final` is either the old file, the new one, or missing; what ends in `.partial` is refuse that
+the next run removes. The temporary name is a function of the final one, so that a killed run leaves one leftover, not many.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InputError
+
+
+def partial_name(final: Path) -> Path:
+    """The temporary name under which `final` is written."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give `partial` (a file, or a folder of fsynced files) its final name, durably."""
+    sync(partial)
+    os.replace(partial, final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder by name."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_sealed(path: Path, content: bytes | str) -> None:
+    """Write a small file so that it is never seen half-written."""
+    partial = partial_name(path)
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    publish(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, sealed; the same value always gives the same bytes."""
+    write_sealed(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON; `what` names the thing in the error."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} holds no {path.name}, so it is no finished {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged, it is not JSON ({error}); make the {what} again") from None
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON-able value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The fields in which two settings differ, as `name: FOUND there, ASKED asked for`; empty when they agree."""
+    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    return "; ".join(f"{name}: {found.get(name)!r} there, {asked.get(name)!r} asked for" for name in names)
+
+
+def full_disk(error: OSError, path: Path, *, needed: int, kept: str) -> InputError | None:
+    """What to tell the user when `error` says that the disk (or the quota) under `path` is used up, else None."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    free = shutil.disk_usage(path).free
+    return InputError(
+        f"the disk under {path} is full ({error.strerror}): {needed / 2**20:,.1f} MiB more are needed and "
+        f"{free / 2**20:,.1f} MiB are free. {kept} Make room and run the same command again"
+    )
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` for writing; a second writer is refused. The kernel lets go when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"another process is writing {folder}; wait for it, or give another path") from None
+    try:
+        yield
+    finally:
+        os.close(handle)

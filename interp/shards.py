@@ -1,0 +1,173 @@
+"""One shard of an activation store: a safetensors file written row by row, checked by sha256, read without copying.
+
+    token, doc, position    int32 [n]           which token, which document of the token file, where in that document
+    SITE ...                bf16/fp16/fp32 [n, ...]   one tensor per site, under TransformerLens's name
+
+The number of rows is known before the first of them is computed, so the header is final from the start and each batch of rows goes
+straight to its place in every tensor: nothing is held in memory until the shard is full. Checksums are sha256, one for the header
+and one per tensor (each tensor is written in order, so its hash grows with it). sha256 runs at 1.8 GB/s on one core
+with SHA extensions, far above what an extraction produces on it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.sealing import partial_name, publish
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+KEYS = ("token", "doc", "position")
+_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int32": "I32"}
+_NUMPY = {"BF16": "<i2", "F16": "<f2", "F32": "<f4", "I32": "<i4"}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4}
+_FLUSH = 1 << 26
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a shard: the three keys, then one per site with the shape of its rows."""
+
+    sites: dict[str, tuple[int, ...]]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all tensors."""
+        width = _BYTES[_CODES[self.dtype]]
+        return 4 * len(KEYS) + sum(width * prod(shape) for shape in self.sites.values())
+
+    def header(self, rows: int, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+        """The safetensors header of a shard of `rows` rows, and where each tensor begins in the file."""
+        entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+        at = 0
+        tensors = [(name, "int32", ()) for name in KEYS] + [(n, self.dtype, s) for n, s in self.sites.items()]
+        for name, dtype, shape in tensors:
+            size = rows * prod(shape) * _BYTES[_CODES[dtype]]
+            entries[name] = {"dtype": _CODES[dtype], "shape": [rows, *shape], "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % 64)
+        head = len(text).to_bytes(8, "little") + text
+        return head, {name: len(head) + entries[name]["data_offsets"][0] for name, *_ in tensors}
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; `seal()` makes it permanent and returns its entry for the manifest."""
+
+    def __init__(self, path: Path, layout: Layout, rows: int, metadata: Mapping[str, str]) -> None:
+        self.path, self.rows, self.written = path, rows, 0
+        head, self._at = layout.header(rows, metadata)
+        self.size = len(head) + rows * layout.row_bytes
+        self._hashes = {"header": hashlib.sha256(head)} | {name: hashlib.sha256() for name in self._at}
+        self._handle = os.open(partial_name(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._unsynced = len(head)
+        _write_all(self._handle, memoryview(head), 0)
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Write the next rows of every tensor."""
+        for name, column in columns.items():
+            content = memoryview(np.ascontiguousarray(column)).cast("B")
+            self._hashes[name].update(content)
+            _write_all(self._handle, content, self._at[name])
+            self._at[name] += len(content)
+            self._unsynced += len(content)
+        self.written += len(columns["token"])
+        if self._unsynced >= _FLUSH:  # so that the last fsync, which the next shard waits for, is short
+            os.fdatasync(self._handle)
+            self._unsynced = 0
+
+    def seal(self) -> dict[str, Any]:
+        """All rows are there: fsync, rename."""
+        assert self.written == self.rows, f"{self.written} of {self.rows} rows were written"
+        os.close(self._handle)
+        self._handle = -1
+        publish(partial_name(self.path), self.path)
+        sums = {name: value.hexdigest() for name, value in self._hashes.items()}
+        return {"name": self.path.name, "rows": self.rows, "bytes": self.size, "sha256": sums}
+
+    def abandon(self) -> None:
+        """Give up an unfinished shard and its disk space."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        partial_name(self.path).unlink(missing_ok=True)
+
+
+def _write_all(handle: int, content: memoryview, offset: int) -> None:
+    while content:
+        done = os.pwrite(handle, content, offset)
+        content, offset = content[done:], offset + done
+
+
+def damage(folder: Path, entry: Mapping[str, Any], *, contents: bool = True) -> str | None:
+    """What is wrong with the shard that `entry` describes, or None; without `contents` only its size is looked at."""
+    path = folder / entry["name"]
+    if not path.exists():
+        return f"{entry['name']} is missing"
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        return f"{entry['name']} holds {size:,} bytes instead of {entry['bytes']:,}: it is truncated or overwritten"
+    if not contents:
+        return None
+    for name, wanted in entry["sha256"].items():
+        if _sha256(path, name) != wanted:
+            return f"{entry['name']} is damaged: the sha256 of its {name} is not the one in the manifest"
+    return None
+
+
+def _sha256(path: Path, name: str) -> str | None:
+    """sha256 of the header or of one tensor; None where the header does not even lead there."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        head += file.read(min(int.from_bytes(head, "little"), 1 << 24))
+        if name == "header":
+            return hashlib.sha256(head).hexdigest()
+        try:
+            first, stop = json.loads(head[8:])[name]["data_offsets"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            return None
+        file.seek(len(head) + first)
+        value, left = hashlib.sha256(), stop - first
+        while left > 0 and (block := file.read(min(left, 1 << 22))):
+            value.update(block)
+            left -= len(block)
+        return value.hexdigest()
+
+
+class Shard:
+    """A finished shard, memory-mapped: `shard[name]` is a tensor that shares the file's pages; writing to it never reaches the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                self._header: dict[str, Any] = json.loads(file.read(size))
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, MemoryError) as error:
+            raise InputError(f"{path} is no readable shard ({error}); run the extraction again to restore it") from None
+        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+        self._data = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + size)
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def array(self, name: str) -> np.ndarray:
+        """The tensor as numpy sees it: bfloat16 as int16."""
+        if name not in self._arrays:
+            entry = self._header[name]
+            first, stop = entry["data_offsets"]
+            array = self._data[first:stop].view(_NUMPY[entry["dtype"]]).reshape(entry["shape"])
+            self._arrays[name] = array.view(np.ndarray)
+        return self._arrays[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = torch.from_numpy(self.array(name))
+        return tensor.view(torch.bfloat16) if self._header[name]["dtype"] == "BF16" else tensor

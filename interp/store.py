@@ -1,0 +1,287 @@
+"""ActivationStore: activations on disk, with the token, document and position of every row.
+
+A folder:
+
+    shard-00000.safetensors ...   see `interp.shards`
+    plan.json (plan-00001.json ...)   what was fed to the model, in which batches and shards; one file per part
+    manifest.json                 written last: what the rows are and from what, sizes and sha256 of every shard
+
+A store grows by parts: `interp.extract.extract` makes the first, `append=True` and `merge` add more. `doc` counts through the token
+files of all parts: part p's document i has the number `first_doc[p] + i` (for the usual store of one part: i).
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.sealing import differences, partial_name, publish, read_json, sync, write_json
+from interp.shards import DTYPES, KEYS, Shard, damage
+from interp.shuffle import HORIZON_BYTES, Order, prefetched
+from interp.sites import Site
+
+FORMAT = "midlens-activations"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What the rows of a part are. As `expect=` of `ActivationStore.open`, fields left at None are not compared."""
+
+    model: str | None = None
+    revision: str | None = None
+    sites: tuple[str, ...] | None = None
+    dtype: str | None = None
+    """Of the rows on disk."""
+    compute_dtype: str | None = None
+    """Of the model that computed them."""
+    corpus: str | None = None
+    """Digest of the documents."""
+    tokens: str | None = None
+    """Digest of the token file."""
+    tokenizer: str | None = None
+    bos: int | None = None
+    max_length: int | None = None
+    excluded: tuple[str, ...] | None = None
+    """Kinds of tokens left out: first_position, special_tokens, template."""
+    docs: str | None = None
+    """Digest of the documents chosen from the token file; `all` where none were left out."""
+    seed: int | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StoreSpec":
+        """Read what `asdict` wrote; unknown fields are refused."""
+        if unknown := sorted(value.keys() - {f.name for f in fields(cls)}):
+            raise InputError(f"the store's description has unknown fields {unknown}; it was made by another version")
+        return cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
+
+
+class ActivationBatch(NamedTuple):
+    """Rows of a store: per site `n d` (`n h e` for sites with heads), in the store's dtype."""
+
+    acts: dict[Site, Float[Tensor, "n ..."]]
+    token: Int[Tensor, " n"]
+    doc: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+
+
+class ActivationStore:
+    """A finished store: `len(store)` rows, `store.rows(site, start, stop)`, `store.batches(sites, size, seed=…)`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.specs = [StoreSpec.from_json(part["spec"]) for part in manifest["parts"]]
+        self.sites = [Site.parse(name) for name in manifest["row_shapes"]]
+        self.dtype = DTYPES[manifest["dtype"]]
+        self.ends: Int[np.ndarray, " shards"] = np.cumsum([entry["rows"] for entry in manifest["shards"]])
+
+    @classmethod
+    def open(cls, path: str | Path, *, expect: StoreSpec | None = None) -> "ActivationStore":
+        """Open a finished store. Sizes of shards are checked here, contents by `verify`; `expect` refuses other settings."""
+        path = Path(path)
+        manifest = read_json(path / "manifest.json", "activation store")
+        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+            raise InputError(f"{path} is no activation store of version {VERSION} (found {manifest.get('format')!r})")
+        store = cls(path, manifest)
+        store._refuse([found for entry in manifest["shards"] if (found := damage(path, entry, contents=False))])
+        for spec in store.specs if expect else ():
+            asked = {name: value for name, value in asdict(expect).items() if value is not None}  # pyright: ignore[reportArgumentType]
+            found = {name: value for name, value in asdict(spec).items() if name in asked}
+            if difference := differences(found, asked):
+                raise InputError(f"{path} was made with other settings: {difference}")
+        return store
+
+    def verify(self) -> None:
+        """Compare every shard with its sha256; the error names each damaged one."""
+        self._refuse([found for entry in self.manifest["shards"] if (found := damage(self.path, entry))])
+
+    def _refuse(self, damages: Sequence[str]) -> None:
+        if damages:
+            raise InputError(
+                f"{self.path}: {'; '.join(damages)}. The other {len(self.manifest['shards']) - len(damages)} shards are "
+                "untouched: run the same extraction again, it recomputes only what is damaged"
+            )
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def site(self, site: str | Site) -> Site:
+        """`site`, after making sure that it is stored."""
+        wanted = Site.parse(site)
+        if wanted not in self.sites:
+            raise InputError(f"{self.path} holds {', '.join(map(str, self.sites))}, not {wanted}")
+        return wanted
+
+    def rows(self, site: str | Site, start: int, stop: int) -> Float[Tensor, "n ..."]:
+        """Rows start..stop of one site. Within one shard the tensor shares the file's pages; across shards it is a copy."""
+        return self._range(str(self.site(site)), start, stop)
+
+    def keys(self, start: int, stop: int) -> ActivationBatch:
+        """Token, document and position of rows start..stop (`acts` is empty)."""
+        token, doc, position = (self._range(name, start, stop) for name in KEYS)
+        doc = doc + torch.from_numpy(self.first_docs[self._shard_of(np.arange(start, stop))])
+        return ActivationBatch({}, token, doc.to(torch.int32), position)
+
+    def batches(
+        self,
+        sites: Sequence[str | Site],
+        size: int,
+        *,
+        seed: int,
+        first: int = 0,
+        epoch: int = 0,
+        workers: int = 1,
+        horizon_bytes: int = HORIZON_BYTES,
+    ) -> Iterator[ActivationBatch]:
+        """Shuffled batches of `size` rows (the last may be smaller): each row once per epoch.
+
+        The order is a function of (seed, epoch) and the store alone: not of `workers`, which only read ahead, and `first=k` gives
+        what is left after k batches without reading them. Stores of up to `horizon_bytes` (2 GiB) are permuted as a
+        whole; in larger ones blocks of 256 rows are permuted over the whole store, and rows within each run of
+        `horizon_bytes` of such blocks, so that a batch mixes thousands of places of the store and reads stay long.
+        """
+        if size < 1 or first < 0 or workers < 1:
+            raise InputError(
+                f"batches: size and workers must be positive, got size={size}, first={first}, workers={workers}"
+            )
+        names = [str(self.site(site)) for site in sites]
+        order = Order(len(self), seed=seed, epoch=epoch, window=max(1, horizon_bytes // self.row_bytes))
+        spans = range(first * size, len(self), size)
+
+        def read(start: int) -> ActivationBatch:
+            return self.gather(names, order.rows(start, min(start + size, len(self))))
+
+        return prefetched(read, spans, workers)
+
+    def gather(self, sites: Sequence[str | Site], rows: Int[np.ndarray, " n"]) -> ActivationBatch:
+        """The given rows, in the given order."""
+        wanted = [self.site(site) for site in sites]
+        ranked = np.argsort(rows, kind="stable")
+        back = np.empty_like(ranked)
+        back[ranked] = np.arange(len(ranked))
+        ordered = rows[ranked]
+        shard_of = self._shard_of(ordered)
+        cuts = np.flatnonzero(np.diff(shard_of)) + 1
+        starts = np.concatenate([[0], self.ends[:-1]])
+        pieces = [(int(shard_of[part[0]]), ordered[part]) for part in np.split(np.arange(len(rows)), cuts) if len(part)]
+
+        def column(name: str) -> np.ndarray:
+            # Ascending reads (the file is walked once), then one permutation in memory. numpy, not torch: indexing in
+            # a reading thread must not wake a second pool of OpenMP threads beside the trainer's.
+            taken = [self.shard(s).array(name)[index - starts[s]] for s, index in pieces]
+            return (taken[0] if len(taken) == 1 else np.concatenate(taken))[back]
+
+        acts = {site: torch.from_numpy(column(str(site))) for site in wanted}
+        acts = {site: x.view(torch.bfloat16) if self.dtype is torch.bfloat16 else x for site, x in acts.items()}
+        token, doc, position = (column(name) for name in KEYS)
+        doc = (doc + self.first_docs[shard_of][back]).astype(np.int32)
+        return ActivationBatch(acts, *(torch.from_numpy(key) for key in (token, doc, position)))
+
+    @cached_property
+    def first_docs(self) -> Int[np.ndarray, " shards"]:
+        """What to add to the documents of each shard."""
+        return np.repeat(
+            np.array([part["first_doc"] for part in self.manifest["parts"]], np.int64),
+            [part["shards"] for part in self.manifest["parts"]],
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all sites and keys."""
+        return max(1, sum(entry["bytes"] for entry in self.manifest["shards"]) // max(1, len(self)))
+
+    def shard(self, index: int) -> Shard:
+        """Shard `index`, memory-mapped."""
+        if index not in self._open:
+            self._open[index] = Shard(self.path / self.manifest["shards"][index]["name"])
+        return self._open[index]
+
+    @cached_property
+    def _open(self) -> dict[int, Shard]:
+        return {}
+
+    def _shard_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        return np.searchsorted(self.ends, rows, side="right")
+
+    def _range(self, name: str, start: int, stop: int) -> Tensor:
+        if not 0 <= start <= stop <= len(self):
+            raise InputError(f"rows {start}..{stop} were asked for; the store has 0..{len(self)}")
+        first, last = (int(s) for s in self._shard_of(np.array([start, max(start, stop - 1)])))
+        offset = int(self.ends[first - 1]) if first else 0
+        if first == last:
+            return self.shard(first)[name][start - offset : stop - offset]
+        pieces = []
+        for index in range(first, last + 1):
+            end = int(self.ends[index])
+            pieces.append(self.shard(index)[name][max(start, offset) - offset : min(stop, end) - offset])
+            offset = end
+        return torch.cat(pieces)
+
+    @staticmethod
+    def merge(paths: Sequence[str | Path], out: str | Path) -> "ActivationStore":
+        """Copy stores of the same model, sites and dtype into one, as parts in the order given."""
+        return _merge([ActivationStore.open(path) for path in paths], Path(out))
+
+
+def part_file(number: int) -> str:
+    """The plan of part `number`."""
+    return "plan.json" if number == 0 else f"plan-{number:05}.json"
+
+
+def shard_file(number: int) -> str:
+    """The name of shard `number`."""
+    return f"shard-{number:05}.safetensors"
+
+
+def model_side(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What all parts of one store share."""
+    spec = manifest["parts"][0]["spec"]
+    names = ("model", "revision", "compute_dtype", "dtype", "sites")
+    return {name: spec[name] for name in names} | {"row_shapes": manifest["row_shapes"]}
+
+
+def next_doc(parts: Sequence[dict[str, Any]], tokens: str) -> int:
+    """The number that document 0 of the token file `tokens` gets behind `parts`: the same file keeps its number."""
+    for part in parts:
+        if part["spec"]["tokens"] == tokens:
+            return part["first_doc"]
+    return max((part["first_doc"] + part["file_documents"] for part in parts), default=0)
+
+
+def _merge(stores: Sequence[ActivationStore], out: Path) -> ActivationStore:
+    if not stores:
+        raise InputError("merge needs at least one store")
+    if out.exists():
+        raise InputError(f"{out} exists already; merge writes a new store")
+    for store in stores[1:]:
+        if difference := differences(model_side(stores[0].manifest), model_side(store.manifest)):
+            raise InputError(f"{stores[0].path} and {store.path} cannot be merged: {difference}")
+    partial = partial_name(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    manifest = {**stores[0].manifest, "parts": [], "shards": []}
+    for store in stores:
+        for number, part in enumerate(store.manifest["parts"]):
+            shutil.copyfile(store.path / part_file(number), partial / part_file(len(manifest["parts"])))
+            first_doc = next_doc(manifest["parts"], part["spec"]["tokens"])
+            manifest["parts"].append({**part, "first_doc": first_doc})
+        for entry in store.manifest["shards"]:
+            name = shard_file(len(manifest["shards"]))
+            shutil.copyfile(store.path / entry["name"], partial / name)
+            sync(partial / name)
+            manifest["shards"].append({**entry, "name": name})
+    manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
+    write_json(partial / "manifest.json", manifest)
+    publish(partial, out)
+    merged = ActivationStore.open(out)
+    merged.verify()
+    return merged
