@@ -1,0 +1,179 @@
+"""What every trainer shares: checkpoints, bit-exact resume, metrics as JSON lines, progress.
+
+    folder/run.json                     the settings; a run is only continued under the same ones
+    folder/metrics.jsonl                one line per `log_every` steps; no clock in it, so equal runs write equal bytes
+    folder/checkpoints/step-0000050.safetensors    state after 50 steps, with its small facts in the file's header
+
+A run is a function of (settings, seed, step): `train` asks for the batches from step s on, and after a kill it
+continues from the newest whole checkpoint as if nothing had happened; metrics written after that checkpoint are cut
+off and written again. Nothing is moved to the host except at logging steps. A non-finite metric ends the run before a
+checkpoint could hold it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.progress import bar
+from interp.sealing import differences, read_json, sync, write_json
+from interp.tensorfile import read_tensors, write_tensors
+
+B = TypeVar("B", contravariant=True)
+KEPT = 2  # checkpoints
+
+
+class Trainee(Protocol[B]):
+    """What is trained: it owns its state and knows how to put it into a file."""
+
+    def step(self, batch: B) -> None:
+        """Learn from one batch; no value leaves the device."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Figures since the last call (may wait for the device)."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, except what a step recomputes."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from the state that `tensors` returned."""
+        ...
+
+
+class NotFinite(InputError):
+    """A metric became NaN or infinite between step `after`, the last known to be sound, and step `until`."""
+
+    def __init__(self, message: str, *, after: int, until: int) -> None:
+        super().__init__(message)
+        self.after, self.until = after, until
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long a run is and how often it reports and saves."""
+
+    steps: int
+    log_every: int = 10
+    checkpoint_every: int = 500
+    """Rounded up to a multiple of `log_every`, so that no metric is half accumulated in a checkpoint."""
+
+    def logs(self, step: int) -> bool:
+        """Whether metrics are due after this many steps."""
+        return step % self.log_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after this many steps."""
+        return step % (math.ceil(self.checkpoint_every / self.log_every) * self.log_every) == 0 or step == self.steps
+
+
+def train(
+    trainee: Trainee[B],
+    batches: Callable[[int], Iterator[B]],
+    pace: Pace,
+    folder: Path,
+    *,
+    settings: Mapping[str, Any],
+    label: str,
+    unit: str = "step",
+    units_per_step: int = 1,
+) -> None:
+    """Run `trainee` to `pace.steps`, from the newest checkpoint in `folder` if there is one.
+
+    `batches(s)` yields the batches from step s on, counted from 0. `settings` must hold everything that decides the
+    result.
+    """
+    claim(folder, settings)
+    first = _resume(trainee, folder)
+    metrics = Metrics(folder / "metrics.jsonl", after=first)
+    with bar(pace.steps * units_per_step, label, unit=unit, done=first * units_per_step) as progress:
+        source = batches(first) if first < pace.steps else iter(())
+        for step in range(first + 1, pace.steps + 1):
+            trainee.step(next(source))
+            progress.update(units_per_step)
+            if pace.logs(step):
+                _log(trainee, metrics, step, pace)
+            if pace.saves(step):
+                metrics.sync()
+                save_checkpoint(folder, step, trainee.tensors())
+
+
+def _log(trainee: Trainee[B], metrics: "Metrics", step: int, pace: Pace) -> None:
+    values = trainee.metrics()
+    sound = (step - 1) // pace.log_every * pace.log_every
+    if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise NotFinite(
+            f"{', '.join(bad)} became NaN or infinite in steps {sound + 1} to {step}", after=sound, until=step
+        )
+    metrics.write({"step": step, **values})
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Begin a run in `folder`, or recognise it as one begun under the same settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(settings))
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", settings)
+    elif different := differences(read_json(folder / "run.json", "training run"), settings):
+        raise InputError(
+            f"{folder} holds a run with other settings ({different}); "
+            "continue it with its own settings, or give this run another folder"
+        )
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Write the state after `step` steps, then drop all but the last two checkpoints."""
+    home = folder / "checkpoints"
+    home.mkdir(exist_ok=True)
+    write_tensors(home / f"step-{step:09d}.safetensors", tensors, {"step": step})
+    for old in checkpoints(folder)[:-KEPT]:
+        old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first; what a kill left half-written has another name."""
+    return sorted((folder / "checkpoints").glob("step-*.safetensors"))
+
+
+def _resume(trainee: Trainee[Any], folder: Path) -> int:
+    """Restore the newest checkpoint; the number of steps it holds, 0 without one."""
+    for partial in (folder / "checkpoints").glob(".step-*.partial"):
+        partial.unlink()
+    if not (found := checkpoints(folder)):
+        return 0
+    try:
+        tensors, facts = read_tensors(found[-1], "checkpoint")
+    except InputError as error:
+        older = f"; delete it to continue from {found[-2].name}" if len(found) > 1 else "; delete it to start again"
+        raise InputError(f"{error}{older}") from None
+    trainee.restore(tensors)
+    return facts["step"]
+
+
+class Metrics:
+    """A file of JSON lines that only grows, apart from the cut when a run is resumed."""
+
+    def __init__(self, path: Path, *, after: int) -> None:
+        """Keep the lines up to step `after`; later ones (and a half-written last one) will be written again."""
+        self.path = path
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= after]
+        if kept != lines:
+            with path.open("r+b") as file:
+                file.truncate(sum(map(len, kept)))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def sync(self) -> None:
+        """Make the lines durable, before a checkpoint that relies on them."""
+        sync(self.path)
