@@ -131,7 +131,8 @@ class _Run:
         refresh(self.state)
         means = {"loss": loss / steps, "aux": aux / steps, "l0": l0 / steps}
         rate = self.state.rate(self.state.step - 1)
-        return means | {"dead": len(self.state.dead), "massive": massive, "lr": rate}
+        dead = len(self.state.dead) / self.state.sae.config.d_sae
+        return means | {"dead_fraction": dead, "massive": massive, "lr": rate}
 
     def tensors(self) -> dict[str, Tensor]:
         return self.state.tensors()
@@ -175,13 +176,13 @@ def _provenance(store: Rows, config: TrainConfig, site: Site, state: TrainState)
         "hook_head_index": site.head,
         "context_size": spec.get("max_length"),
         "prepend_bos": spec.get("bos") is not None,
+        "massive_norm_threshold": state.scaling.threshold,
         "midlens_store": {name: spec.get(name) for name in ("revision", "corpus", "tokens", "dtype", "excluded")},
         "midlens_training": {
             "recipe": dataclasses.asdict(config),
             "rows": len(store),
             "steps": state.steps,
             "input_scale": state.scaling.scale,
-            "massive_norm": state.scaling.threshold,
             "massive_rows_seen": int(state.massive),
             "rows_seen": int(state.seen),
         },
