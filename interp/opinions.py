@@ -4,7 +4,7 @@
 - `hf_eager`: the same Hugging Face model called by itself with eager attention: resid_pre, resid_post, pattern, logits.
 - `transformer_lens`: transformer-lens's `TransformerBridge` over a copy that shares storage (`model.bridge()`).
 
-An opinion that cannot be had raises `InputError`, `ImportError` or `NotImplementedError` when it is set up.
+An opinion that cannot be had raises `Unavailable` with the reason when it is set up.
 """
 
 import contextlib
@@ -26,6 +26,10 @@ LOGITS = "logits"
 Values = dict[str, Tensor]
 """Tensors by the site's name, or `logits`."""
 Ask = Callable[[Tensor], Values]
+
+
+class Unavailable(Exception):
+    """An opinion that this model, or this installation, cannot have."""
 
 
 def opinion(name: Opinion, model: HookedModel, wanted: list[Site], *, dtype: torch.dtype) -> Ask:
@@ -96,9 +100,12 @@ def _eager(hf: nn.Module) -> Iterator[None]:
 
 
 def _transformer_lens(model: HookedModel, wanted: list[Site]) -> Ask:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bridge = model.bridge()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bridge = model.bridge()
+    except Exception as error:  # whatever another project's set-up raises, parity goes on without it and says why
+        raise Unavailable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}") from error
 
     def ask(tokens: Tensor) -> Values:
         with warnings.catch_warnings():

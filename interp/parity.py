@@ -1,8 +1,11 @@
 """How far a `HookedModel` is from independent implementations of its family, site by site, as a table.
 
-For every site, with a the model's tensor and b the opinion's, over all real positions of all prompts:
+For every site, with a the model's tensor, b the opinion's, and t over all real positions of all prompts:
 
-    absolute = max |a − b|          relative = max |a − b| / max |b|
+    absolute = max_t ‖a_t − b_t‖∞          relative = max_t ‖a_t − b_t‖∞ / ‖b_t‖∞
+
+(‖·‖∞ over heads, dimensions and sources). Each position is measured against itself: in a language model a few positions
+carry activations hundreds of times the usual size, and against their size no fault at the others would show.
 
 Attention scores are compared where a query may look; a mask that differs anywhere counts as an infinite deviation, and
 so does a value that is not a number. The model runs once over the right-padded batch, every opinion (`interp.opinions`)
@@ -19,13 +22,14 @@ from torch import Tensor, nn
 from interp.compat import all_sites
 from interp.errors import InputError
 from interp.model import HookedModel
-from interp.opinions import LOGITS, OPINIONS, Ask, Opinion, Values, opinion
+from interp.opinions import LOGITS, OPINIONS, Ask, Opinion, Unavailable, Values, opinion
 from interp.parity_table import Deviation, ParityRow, ParityTable
 from interp.resources import data_path
 from interp.sites import Point, Site
 
 # Implementations spell "masked" as −inf or as the lowest finite number; no score comes near this.
 _MASKED = -1e30
+_BY_SOURCE = (Point.ATTN_SCORES, Point.PATTERN)
 
 
 def parity(
@@ -49,13 +53,14 @@ def parity(
     for name in opinions:
         try:
             ask = opinion(name, model, wanted, dtype=dtype)
-        except (ImportError, InputError, NotImplementedError) as error:
-            absent[name] = f"{type(error).__name__}: {error}"
+        except Unavailable as error:
+            absent[name] = str(error)
             continue
         tallies[name] = _compare(own, ask, tokens, lengths)
-    rows = tuple(
-        ParityRow(key, {name: tally[key].deviation for name, tally in tallies.items() if key in tally}) for key in own
-    )
+
+    def far(key: str) -> dict[str, Deviation]:
+        return {name: Deviation(t[key].absolute, t[key].relative) for name, t in tallies.items() if key in t}
+
     return ParityTable(
         model=model.name,
         family=model.cfg.family,
@@ -63,9 +68,15 @@ def parity(
         plain_dtype=str(dtype).removeprefix("torch."),
         sequences=tokens.shape[0],
         tokens=int(lengths.sum()),
-        rows=rows,
+        opinions=tuple(tallies),
+        rows=tuple(ParityRow(key, far(key)) for key in own),
         absent=absent,
     )
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """The relative deviation to expect at most of a model in `dtype`, whatever its depth."""
+    return 1e-4 if dtype in (torch.float32, torch.float64) else 5e-2
 
 
 def prompt_tokens(
@@ -92,27 +103,27 @@ class _Tally:
     """Running maxima over sequences."""
 
     def __init__(self) -> None:
-        self._gap, self._size = 0.0, 0.0
+        self.absolute, self.relative = 0.0, 0.0
 
-    def add(self, own: Tensor, other: Tensor, *, masked: bool) -> None:
+    def add(self, own: Tensor, other: Tensor, site: Site | None) -> None:
+        """Compare one sequence; `site` is None for logits."""
         if own.shape != other.shape:
-            self._gap = math.inf
+            self.absolute = self.relative = math.inf
             return
         a, b = own.double(), other.to(own.device).double()
-        if masked:
+        if site is not None and site.point is Point.ATTN_SCORES:
             seen = a > _MASKED
             if not torch.equal(seen, b > _MASKED):
-                self._gap = math.inf
+                self.absolute = self.relative = math.inf
                 return
-            a, b = a[seen], b[seen]
-        gap, size = (a - b).abs().max().item(), b.abs().max().item()
-        self._gap = max(self._gap, gap if math.isfinite(gap) else math.inf)
-        self._size = max(self._size, size)
-
-    @property
-    def deviation(self) -> Deviation:
-        relative = self._gap / self._size if self._size else (math.inf if self._gap else 0.0)
-        return Deviation(self._gap, relative)
+            a, b = a.where(seen, 0.0), b.where(seen, 0.0)
+        position = a.ndim - 2 if site is not None and site.point in _BY_SOURCE else 1
+        gap, size = (x.abs().movedim(position, 0).flatten(1).amax(1) for x in (a - b, b))
+        # Not a number compares false with everything, so it is turned into the worst there is.
+        gap = gap.nan_to_num(nan=math.inf, posinf=math.inf)
+        relative = torch.where(gap == 0, 0.0, gap / size)
+        self.absolute = max(self.absolute, gap.max().item())
+        self.relative = max(self.relative, relative.nan_to_num(nan=math.inf, posinf=math.inf).max().item())
 
 
 def _compare(own: Values, ask: Ask, tokens: Tensor, lengths: Tensor) -> dict[str, _Tally]:
@@ -122,14 +133,12 @@ def _compare(own: Values, ask: Ask, tokens: Tensor, lengths: Tensor) -> dict[str
             answers = ask(tokens[i : i + 1, :length])
         for key, other in answers.items():
             if key in own:
-                row = _real(key, own[key][i : i + 1], length)
-                masked = key.split("[")[0].endswith(Point.ATTN_SCORES.value)
-                tallies.setdefault(key, _Tally()).add(row, other, masked=masked)
+                site = None if key == LOGITS else Site.parse(key)
+                tallies.setdefault(key, _Tally()).add(_real(own[key][i : i + 1], site, length), other, site)
     return tallies
 
 
-def _real(key: str, row: Tensor, length: int) -> Tensor:
+def _real(row: Tensor, site: Site | None, length: int) -> Tensor:
     """One sequence's row without its padding."""
-    if key != LOGITS and Site.parse(key).point in (Point.ATTN_SCORES, Point.PATTERN):
-        return row[..., :length, :length]
-    return row[:, :length]
+    by_source = site is not None and site.point in _BY_SOURCE
+    return row[..., :length, :length] if by_source else row[:, :length]

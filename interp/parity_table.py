@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ class ParityError(RuntimeError):
 
 
 class Deviation(NamedTuple):
-    """max |a − b|, and the same over max |b|."""
+    """max_t ‖a_t − b_t‖∞, and max_t ‖a_t − b_t‖∞ / ‖b_t‖∞; see `interp.parity`."""
 
     absolute: float
     relative: float
@@ -39,13 +39,10 @@ class ParityTable:
     plain_dtype: str
     sequences: int
     tokens: int
+    opinions: tuple[str, ...]
+    """Those that were heard."""
     rows: tuple[ParityRow, ...]
     absent: Mapping[str, str]
-
-    @property
-    def opinions(self) -> tuple[str, ...]:
-        """The opinions that were heard."""
-        return tuple(dict.fromkeys(name for row in self.rows for name in row.deviations))
 
     def worst(self, opinion: str = "plain") -> tuple[str, Deviation]:
         """The site with the largest relative deviation from `opinion`."""
@@ -55,19 +52,24 @@ class ParityTable:
             raise InputError(f"nothing was compared with {opinion!r}: {why}")
         return max(rows, key=lambda row: row[1].relative)
 
+    def above(self, tolerance: float, *, opinions: Collection[str] | None = None) -> list[str]:
+        """Rows whose relative deviation from some opinion (all that were heard, by default) exceeds `tolerance`."""
+        asked = self.opinions if opinions is None else opinions
+        return [
+            f"{row.name} ({d.relative:.2e} from {name})"
+            for row in self.rows
+            for name in asked
+            if (d := row.deviations.get(name)) is not None and not d.relative <= tolerance
+        ]
+
     def raise_if_above(self, tolerance: float, *, opinion: str = "plain") -> None:
         """Raise `ParityError` naming every site whose relative deviation from `opinion` exceeds `tolerance`."""
         self.worst(opinion)
-        far = [
-            f"{row.name} ({d.relative:.2e})"
-            for row in self.rows
-            if (d := row.deviations.get(opinion)) is not None and not d.relative <= tolerance
-        ]
-        if far:
+        if far := self.above(tolerance, opinions=[opinion]):
             shown = ", ".join(far[:5]) + (f" and {len(far) - 5} more" if len(far) > 5 else "")
             raise ParityError(
-                f"{self.model}: {len(far)} of {len(self.rows)} rows deviate from {opinion} by more than "
-                f"{tolerance:.0e} relative, in execution order: {shown}"
+                f"{self.model}: {len(far)} of {len(self.rows)} rows deviate by more than {tolerance:.0e} relative, "
+                f"in execution order: {shown}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +81,7 @@ class ParityTable:
             "plain_dtype": self.plain_dtype,
             "sequences": self.sequences,
             "tokens": self.tokens,
-            "norm": "relative = max |a - b| / max |b| per site, b the opinion",
+            "norm": "relative = max over positions t of max|a_t - b_t| / max|b_t|, b the opinion",
             "absent": dict(self.absent),
             "rows": [
                 {"site": row.name}
@@ -102,7 +104,7 @@ class ParityTable:
         head = f"{'site':<{wide}}" + "".join(f"  {name + ' abs':>20}  {'relative':>9}" for name in names)
         lines = [
             f"{self.model} ({self.family}, {self.dtype}) on {self.sequences} sequences, {self.tokens} tokens; "
-            f"plain in {self.plain_dtype}; relative = max|a-b| / max|b| per site",
+            f"plain in {self.plain_dtype}; relative = worst position's max|a-b| / max|b|",
             head,
         ]
         for row in self.rows:

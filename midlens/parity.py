@@ -1,0 +1,52 @@
+"""`midlens parity MODEL`: every site of a model against independent implementations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from midlens.console import say
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Compare every site with an independent forward pass, Hugging Face's eager attention and transformer-lens.
+
+    Prints the largest deviation per site; ends with status 1 if one exceeds the tolerance.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A preset (smollm2-135m, gemma-2-9b, ...), a hub id, a local folder or a .gguf file."""
+    tolerance: float | None = None
+    """Largest relative deviation allowed; by default 1e-4 for float32 and 5e-2 for 16-bit models."""
+    json: Path | None = None
+    """Also write the table to this file."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the model computes in; auto: float32 on CPU, bfloat16 on a GPU."""
+    device: str | None = None
+    """Where the model runs: cpu, cuda, ...; by default a GPU where there is one."""
+    upto: str | None = None
+    """Load only what this site needs, e.g. resid_post.15."""
+    sites: tuple[str, ...] = ()
+    """The sites to compare, e.g. resid_post.3 z.3; all by default."""
+    opinions: tuple[Literal["plain", "hf_eager", "transformer_lens"], ...] = ("plain", "hf_eager", "transformer_lens")
+    """Whom to ask."""
+
+    def run(self) -> int:
+        """Load, compare, print; 0 if everything agrees, else 1."""
+        from interp.loading import parse_dtype
+        from interp.model import HookedModel
+        from interp.parity import default_tolerance, parity, prompt_tokens
+
+        dtype = None if self.dtype == "auto" else parse_dtype(self.dtype)
+        model = HookedModel.load(self.model, upto=self.upto, dtype=dtype, device=self.device)
+        tokens, lengths = prompt_tokens(model)
+        table = parity(model, tokens, lengths=lengths, sites=self.sites or None, opinions=self.opinions)
+        tolerance = default_tolerance(model.dtype) if self.tolerance is None else self.tolerance
+        if self.json is not None:
+            table.save(self.json)
+        far = table.above(tolerance)
+        say(table.text())
+        say(f"{'FAILED' if far else 'passed'}: {len(far)} of {len(table.rows)} rows above {tolerance:.0e} relative")
+        return 1 if far else 0
