@@ -245,3 +245,9 @@ class HookedModel:
             stop_tokens=stop_tokens,
             use_cache=use_cache,
         )
+
+    def bridge(self) -> Any:
+        """A transformer-lens `TransformerBridge` on the same weights: see `interp.bridge`."""
+        from interp.bridge import bridge
+
+        return bridge(self)
