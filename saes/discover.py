@@ -1,0 +1,225 @@
+"""The main job in one call: from a model and text to a trained, evaluated, readable SAE and its report.
+
+    out/config.json               the options of this run; another configuration is refused in the same folder
+    out/tokens/{train,held_out}   TokenFiles             out/store/{train,held_out}   ActivationStores
+    out/sae/                      the SAE and its training metrics
+    out/evaluation.json   out/features.jsonl   out/timings.json   out/report.html
+
+Every stage can be interrupted and picks up what is there: the same call goes on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp.corpus import read_corpus, split
+from interp.errors import InputError
+from interp.extract import extract
+from interp.lens import Lens
+from interp.loading import parse_dtype
+from interp.model import HookedModel
+from interp.sealing import differences, read_json, write_json
+from interp.sites import Site
+from interp.store import ActivationStore
+from interp.tokenfile import TokenFile, tokenize
+from saes.evaluate import Evaluation, evaluate, row_norms, threshold_of
+from saes.examples import Source, load_features, read_features, write_features
+from saes.report import write_report
+from saes.sae import SAE
+from saes.stages import Stages
+from saes.train import TrainConfig, fit
+
+SIDES = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class DiscoverConfig:
+    """Options of one run; the defaults are the demo: SmolLM2 at the middle of its depth, 200k tokens, width 8 d."""
+
+    model: str = "smollm2-135m"
+    """A preset, a hub id, a local folder or a GGUF file."""
+    site: str | None = None
+    """Where to read, e.g. `blocks.15.hook_resid_post`; the preset's own mid-depth site by default."""
+    corpus: str = "builtin"
+    """`builtin`, a .txt / .jsonl / .parquet file, a folder of .txt, or `hf:NAME[:SPLIT]`."""
+    out: Path = Path("runs/discover")
+    """The run's folder; call again with the same options to go on after an interruption."""
+    train_tokens: int = 200_000
+    """Tokens of training text."""
+    held_out_tokens: int = 30_000
+    """Tokens of held-out text, from other documents."""
+    max_length: int = 256
+    """Longest sequence fed to the model; longer documents are cut into windows."""
+    dtype: str | None = None
+    """Precision of the model: float32, bfloat16, float16; by default float32 on a CPU, bfloat16 on a GPU."""
+    expansion: int = 8
+    """Width of the dictionary as a multiple of the model's width."""
+    k: int = 32
+    """Active features per token."""
+    epochs: float = 8.0
+    """Passes over the stored activations; more helps while tokens are few."""
+    loss_tokens: int = 8_000
+    """Held-out tokens on which the model is run clean, spliced and zero-ablated (CE, KL)."""
+    examples: int = 8
+    """Top contexts kept per feature."""
+    seed: int = 0
+    """Orders, initialisation and samples follow from it."""
+
+
+def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
+    """Run every stage that is not finished yet; returns the path of the report. `say` gets one line of text at a time."""
+    out, say = config.out, say or (lambda line: None)
+    _claim(config)
+    stages = Stages(out / "timings.json", say)
+    with stages.stage("model", config.model):
+        model = HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
+        site = _site(config, model)
+    with stages.stage("text", f"{config.train_tokens:,} + {config.held_out_tokens:,} tokens of {config.corpus}"):
+        tokens = _tokens(config, model)
+    with stages.stage("activations", str(site)):
+        stores = _stores(config, model, tokens, site, say)
+    with stages.stage("training", f"{config.expansion} x {model.cfg.d_model} features, k {config.k}"):
+        recipe = TrainConfig(expansion=config.expansion, k=config.k, epochs=config.epochs, seed=config.seed)
+        sae = fit(stores["train"], recipe, out / "sae", site=site)
+    with stages.stage("evaluation", f"{len(stores['held_out']):,} held-out rows"):
+        evaluation = _evaluation(config, sae, stores["held_out"], site, model, tokens["held_out"])
+    with stages.stage("features", "contexts, densities, promoted and suppressed tokens"):
+        _features(config, sae, stores, tokens, site, model)
+    with stages.stage("report", str(out / "report.html")):
+        path = write_report(
+            out / "report.html",
+            evaluation=evaluation,
+            features=load_features(out / "features.jsonl"),
+            training_log=_lines(out / "sae" / "training" / "metrics.jsonl"),
+            provenance=_provenance(config, model, site, tokens, stores, sae),
+            timings=stages.seconds,
+            norms=row_norms(stores["held_out"], site),
+            population=" and ".join(f"{len(stores[s]):,} {s.replace('_', '-')} rows" for s in SIDES),
+        )
+    stages.close()
+    return path
+
+
+def _claim(config: DiscoverConfig) -> None:
+    """Make the run's folder this configuration's own, or refuse it if it belongs to another."""
+    options = _options(config)
+    path = config.out / "config.json"
+    if not path.exists():
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(path, options)
+    elif wrong := differences(read_json(path, "run"), options):
+        raise InputError(
+            f"{config.out} holds a run with other options ({wrong}). Give the same options to go on with it, or "
+            "another folder with --out"
+        )
+
+
+def _options(config: DiscoverConfig) -> dict[str, Any]:
+    """Everything that decides the result, in other words all but the folder."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "out"}
+
+
+def _site(config: DiscoverConfig, model: HookedModel) -> Site:
+    if config.site is not None:
+        site = Site.parse(config.site)
+    elif model.preset is not None:
+        site = model.preset.site
+    else:
+        site = Site.parse(f"resid_post.{(model.cfg.n_layers - 1) // 2}")
+    model.anatomy.check(model.hf, site)
+    return site
+
+
+def _tokens(config: DiscoverConfig, model: HookedModel) -> dict[str, TokenFile]:
+    sides = dict(zip(SIDES, split(read_corpus(config.corpus)), strict=True))
+    wanted = dict(zip(SIDES, (config.train_tokens, config.held_out_tokens), strict=True))
+    bos = model.preset.prepend_bos if model.preset else False
+    return {
+        side: tokenize(corpus, model.tokenizer, config.out / "tokens" / side, prepend_bos=bos, max_tokens=wanted[side])
+        for side, corpus in sides.items()
+    }
+
+
+def _stores(
+    config: DiscoverConfig, model: HookedModel, tokens: dict[str, TokenFile], site: Site, say: Callable[[str], None]
+) -> dict[str, ActivationStore]:
+    stores = {}
+    for side in SIDES:
+        say(f"      {side.replace('_', '-')}:")
+        stores[side] = extract(
+            model,
+            tokens[side],
+            [site],
+            config.out / "store" / side,
+            max_length=config.max_length,
+            seed=config.seed,
+            announce=lambda plan: say("\n".join("        " + line for line in plan.splitlines())),
+        )
+    return stores
+
+
+def _evaluation(
+    config: DiscoverConfig, sae: SAE, store: ActivationStore, site: Site, model: HookedModel, tokens: TokenFile
+) -> Evaluation:
+    path = config.out / "evaluation.json"
+    if not path.exists():
+        found = evaluate(
+            sae, store, site, model=model, tokens=tokens, max_ce_tokens=config.loss_tokens, seed=config.seed, show=None
+        )
+        found.save(path)
+    return Evaluation.load(path)
+
+
+def _features(
+    config: DiscoverConfig,
+    sae: SAE,
+    stores: dict[str, ActivationStore],
+    tokens: dict[str, TokenFile],
+    site: Site,
+    model: HookedModel,
+) -> None:
+    path = config.out / "features.jsonl"
+    if path.exists():
+        return
+    features = read_features(
+        sae,
+        [Source(stores[side], tokens[side]) for side in SIDES],
+        site,
+        tokenizer=model.tokenizer,
+        lens=Lens.of(model),
+        n_examples=config.examples,
+        threshold=threshold_of(sae, stores["train"], site),
+        show=None,
+    )
+    write_features(path, features)
+
+
+def _provenance(
+    config: DiscoverConfig,
+    model: HookedModel,
+    site: Site,
+    tokens: dict[str, TokenFile],
+    stores: dict[str, ActivationStore],
+    sae: SAE,
+) -> dict[str, Any]:
+    notes = model.preset.notes if model.preset else ""
+    name = model.preset.hub_id.split("/")[-1] if model.preset else model.name
+    return {
+        "model": f"{name}, {notes}" if notes else name,
+        "site": str(site),
+        "corpus": config.corpus,
+        "text": {side: f"{tokens[side].n_tokens:,} tokens, {len(tokens[side]):,} documents" for side in SIDES},
+        "rows": {side: f"{len(stores[side]):,}" for side in SIDES},
+        "options": _options(config),
+        "training": dict(sae.config.metadata.get("midlens_training", {})),
+        "versions": {"torch": torch.__version__, **stores["train"].manifest.get("versions", {})},
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,45 @@
+"""The stages of a long run: what each does, against which budget, and what it took; kept over interruptions."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interp.sealing import read_json, write_json
+
+BUDGET = {
+    "model": 20,
+    "text": 30,
+    "activations": 200,
+    "training": 130,
+    "evaluation": 60,
+    "features": 30,
+    "report": 10,
+}
+"""Seconds that the stages of the default run may take on 2 cores: 8 minutes together."""
+
+
+class Stages:
+    """Announces stages and times them. A stage that is called again after an interruption adds to its time."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path, self.say = path, say
+        self.seconds: dict[str, float] = read_json(path, "run") if path.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str, what: str) -> Iterator[None]:
+        """One stage: a line before it, its seconds after it, interrupted or not."""
+        number = list(BUDGET).index(name) + 1
+        self.say(f"[{number}/{len(BUDGET)}] {name}: {what} (budget {BUDGET[name]} s)")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - start
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 2)
+            write_json(self.path, self.seconds)
+        self.say(f"      {took:.1f} s")
+
+    def close(self) -> None:
+        """Say what the whole run took beside its budget."""
+        self.say(f"{sum(self.seconds.values()):.0f} s in all (budget {sum(BUDGET.values())} s)")
