@@ -1,8 +1,8 @@
 """Capture: what handlers take out of one forward pass, and when they end it.
 
-A whole tensor is kept as it is, without a copy, if the anatomy says that the model changes nothing in place (edits
-get copies). A part of a tensor (a head, q of a fused projection) is copied, so that the whole can be freed. `rot_q`, `rot_k`,
-`attn_scores` and `pattern` are computed after the run from q, k and the cos and sin that the layer was given.
+A whole tensor is kept as it is, without a copy, if the anatomy says that the model changes nothing in place (edits get
+copies). A part of a tensor (a head, q of a fused projection) is copied, so that the whole can be freed. `rot_q`,
+`rot_k`, `attn_scores` and `pattern` are computed after the run from q, k and the cos and sin that the layer was given.
 
 With gradients on, a captured tensor lies on the path to everything after it: a captured part is put back in place of
 the part it was read from, and a tensor that needs no gradient (all weights frozen) becomes a leaf that does. Derived
