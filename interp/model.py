@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from interp.anatomy import Anatomy, ModelSpec
 from interp.attention_choice import attention_for
+from interp.chat import TokenBatch, adds_bos, to_tokens
 from interp.editing import Edit, Editing
 from interp.errors import InputError
 from interp.families import anatomy_of
@@ -251,3 +252,13 @@ class HookedModel:
         from interp.bridge import bridge
 
         return bridge(self)
+
+    def to_tokens(self, texts: Any, *, prepend_bos: bool | None = None, generation_prompt: bool = False) -> TokenBatch:
+        """Texts and chats as right-padded tokens, lengths and a mask of what is not content: see `interp.chat`.
+
+        `prepend_bos=None` does as the preset says; without a preset, as the tokenizer does by itself.
+        """
+        if prepend_bos is None:
+            prepend_bos = self.preset.prepend_bos if self.preset else adds_bos(self.tokenizer)
+        batch = to_tokens(self.tokenizer, texts, prepend_bos=prepend_bos, generation_prompt=generation_prompt)
+        return batch._replace(**{name: x.to(self.device) for name, x in batch._asdict().items()})
