@@ -72,7 +72,7 @@ class DiscoverConfig:
 
 
 def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
-    """Run every stage that is not finished yet; returns the path of the report. `say` gets one line of text at a time."""
+    """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
     out, say = config.out, say or (lambda line: None)
     _claim(config)
     stages = Stages(out / "timings.json", say)
