@@ -80,6 +80,13 @@ class Evaluation:
         """Every figure but the densities, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "densities"}
 
+    def text(self) -> str:
+        """The scalars as lines of name and value."""
+        return "\n".join(
+            f"{name:22} {value:,}" if isinstance(value, int) else f"{name:22} {value:.6g}"
+            for name, value in self.scalars().items()
+        )
+
     def save(self, path: str | Path) -> Path:
         """Write it as JSON."""
         write_sealed(Path(path), json.dumps(self.scalars() | {"densities": self.densities.tolist()}) + "\n")
@@ -96,7 +103,8 @@ class Evaluation:
                 f"{path} is no evaluation of this version (missing: {sorted(names - keys)}, unknown: "
                 f"{sorted(keys - names)}); evaluate the SAE again"
             )
-        return cls(**found | {"densities": torch.tensor(found["densities"], dtype=torch.float64)})
+        found["densities"] = torch.tensor(found["densities"], dtype=torch.float64)
+        return cls(**found)
 
 
 class RowQuality(NamedTuple):
@@ -113,7 +121,7 @@ class RowQuality(NamedTuple):
 
 def row_norms(store: ActivationStore, site: Site | str) -> Float[Tensor, " n"]:
     """The norm of every stored row, in the store's order, float32."""
-    parts = [store.rows(site, *span).float().norm(dim=-1) for span in _spans(len(store))]
+    parts = [store.rows(site, *span).flatten(1).float().norm(dim=-1) for span in _spans(len(store))]
     norms = torch.cat(parts) if parts else torch.empty(0)
     if not bool(norms.isfinite().all()):
         bad = int((~norms.isfinite()).sum())
@@ -135,7 +143,7 @@ def measure_rows(
     documents: set[int] = set()
     with bar(len(store), "reconstruction", show=show) as progress:
         for start, stop in _spans(len(store)):
-            x = store.rows(site, start, stop).to(device).float()
+            x = store.rows(site, start, stop).flatten(1).to(device).float()
             codes = sae.encode(x)
             x_hat = sae.decode(codes)
             usual = x.norm(dim=-1) <= threshold
@@ -247,9 +255,21 @@ def combine(rows: RowQuality, effects: Effects, *, threshold: float) -> Evaluati
     )
 
 
+def names_of(
+    sae: SAE, store: ActivationStore, *, model: str | None = None, site: str | Site | None = None
+) -> tuple[str, Site]:
+    """The model's name, by default the one in the store, and the site, by default the SAE's own."""
+    model = model or store.specs[0].model
+    site = site or sae.config.metadata.get("hook_name")
+    if model is None or site is None:
+        what = "model" if model is None else "site"
+        raise InputError(f"{store.path} and the SAE do not say which {what} they belong to: name it")
+    return model, store.site(site)
+
+
 def threshold_of(sae: SAE, store: ActivationStore, site: Site | str) -> float:
     """The massive-norm threshold the SAE was trained with, else 10 times the median norm of `store`."""
-    known = sae.config.metadata.get("massive_norm_threshold")
+    known = sae.config.metadata.get("midlens_training", {}).get("massive_norm")
     return float(known) if known is not None else massive_threshold(row_norms(store, site))
 
 

@@ -187,7 +187,7 @@ def _examples(windows: Contexts, ids: Sequence[str], strings: dict[int, str], be
         inside = (tokens >= 0).nonzero()[0]
         first, last = int(inside[0]), int(inside[-1]) + 1
         yield Example(
-            doc_id=ids[doc],
+            doc_id=ids[int(doc)],
             position=int(position),
             activation=float(activations[before]),
             tokens=tuple(strings[token] for token in tokens[first:last].tolist()),
@@ -231,12 +231,16 @@ def _plain(value: Any) -> Any:
 
 
 def _feature(found: dict[str, Any]) -> Feature:
-    examples = tuple(
-        Example(
-            **example | {"tokens": tuple(example["tokens"]), "activations": tuple(map(float, example["activations"]))}
-        )
-        for example in found.pop("examples")
-    )
-    scored = {name: tuple((t, float(x)) for t, x in found.pop(name)) for name in ("promoted", "suppressed")}
-    bins = {"histogram": tuple(found.pop("histogram")), "edges": tuple(map(float, found.pop("edges")))}
-    return Feature(**found, **scored, **bins, examples=examples)
+    found["examples"] = tuple(_example(example) for example in found["examples"])
+    for name in ("density", "max_activation", "mean_activation"):
+        found[name] = float(found[name])
+    for name in ("promoted", "suppressed"):
+        found[name] = tuple((token, float(x)) for token, x in found[name])
+    found["histogram"], found["edges"] = tuple(found["histogram"]), tuple(map(float, found["edges"]))
+    return Feature(**found)
+
+
+def _example(found: dict[str, Any]) -> Example:
+    found["activation"], found["tokens"] = float(found["activation"]), tuple(found["tokens"])
+    found["activations"] = tuple(map(float, found["activations"]))
+    return Example(**found)

@@ -86,7 +86,7 @@ class FireLog:
 
     @torch.no_grad()
     def _encode(self, acts: Tensor, rows: Tensor) -> tuple[Fires, int]:
-        x = acts.to(self.sae.W_dec.device).float()
+        x = acts.flatten(1).to(self.sae.W_dec.device).float()
         usual = x.norm(dim=-1) <= self.threshold
         codes = self.sae.encode(x)
         row = codes.rows

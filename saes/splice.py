@@ -2,7 +2,8 @@
 
 Replaced is every position but: padding, position 0 of each sequence, positions the caller leaves out (special tokens,
 chat templates), and rows of massive norm. Those are the rows that no store holds and no SAE is trained on.
-The rows passed through keep their bits; replaced rows are computed in float32 and returned in the stream's dtype.
+The axes behind the position (heads) are one row, as in training. Rows passed through keep their bits; replaced ones
+are computed in float32 and returned in the stream's dtype.
 """
 
 import math
@@ -25,7 +26,8 @@ def replace_rows(
     `max_norm`: rows beyond it are left alone; `allowed`: positions that may be replaced, such as non-special tokens.
     """
 
-    def edit(x: Float[Tensor, "b t d"], where: Where) -> Float[Tensor, "b t d"]:
+    def edit(x: Float[Tensor, "b t *d"], where: Where) -> Float[Tensor, "b t *d"]:
+        shape, x = x.shape, x.flatten(2)
         replaced = where.positions < where.lengths[:, None]
         if skip_first:
             replaced = replaced & (where.positions > 0)
@@ -35,7 +37,7 @@ def replace_rows(
             replaced = replaced & (x.float().norm(dim=-1) <= max_norm)
         out = x.clone()
         out[replaced] = rows(x[replaced].float()).to(x.dtype)
-        return out
+        return out.view(shape)
 
     return edit
 

@@ -13,7 +13,7 @@ from interp.batching import batches
 from interp.errors import InputError
 from interp.model import HookedModel, Where
 from interp.sites import Site
-from saes.evaluate import Evaluation, evaluate, measure_loss, measure_rows, row_norms, threshold_of
+from saes.evaluate import Evaluation, evaluate, measure_loss, measure_rows, names_of, row_norms, threshold_of
 from saes.reconstruction import ReconstructionFitter
 from saes.splice import massive_threshold, replace_rows
 from tests import planted
@@ -114,7 +114,7 @@ def test_planted_dictionary_is_measured_exactly(tmp_path):
 
 def test_threshold_of_training_is_kept(tmp_path):
     _, store, *_ = _planted(tmp_path)
-    sae = planted.orthonormal_sae(D, 8, 2, massive_norm_threshold=17.5)
+    sae = planted.orthonormal_sae(D, 8, 2, midlens_training={"massive_norm": 17.5})
     assert threshold_of(sae, store, SITE) == 17.5
     assert massive_threshold(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])) == 30.0
 
@@ -137,7 +137,7 @@ def test_exactly_the_ordinary_positions_are_replaced():
     x[0, 2] = 100
     allowed = torch.ones(2, 4, dtype=torch.bool)
     allowed[1, 1] = False
-    edit = replace_rows(torch.zeros_like, max_norm=50, allowed=allowed)
+    edit = replace_rows(torch.zeros_like, max_norm=50.0, allowed=allowed)
     out = edit(x, _where(2, 4, [4, 3]))
     # row 0: position 2 is massive; row 1: position 1 is not allowed, position 3 is padding; position 0 of both stays
     replaced = [[False, True, False, True], [False, False, True, False]]
@@ -274,6 +274,22 @@ def test_record_survives_the_disk(tmp_path):
     found = Evaluation.load(record.save(tmp_path / "evaluation.json"))
     assert found.scalars() == record.scalars() and torch.equal(found.densities, record.densities)
     assert "densities" not in record.scalars() and record.scalars()["n_tokens"] == 7
+
+
+def test_record_as_text():
+    lines = dict(line.split() for line in _record(n_tokens=12345, kl=1 / 3).text().splitlines())
+    assert lines["n_tokens"] == "12,345" and lines["kl"] == "0.333333" and len(lines) == len(_record().scalars())
+
+
+def test_names_come_from_store_and_sae_unless_given(tmp_path):
+    _, store, *_ = _planted(tmp_path)
+    nameless, named = planted.orthonormal_sae(D, 8, 2), planted.orthonormal_sae(D, 8, 2, hook_name=SITE)
+    assert names_of(named, store) == ("planted", Site.parse(SITE))
+    assert names_of(nameless, store, model="other", site="resid_post.1") == ("other", Site.parse(SITE))
+    with pytest.raises(InputError, match="do not say which site they belong to: name it"):
+        names_of(nameless, store)
+    with pytest.raises(InputError, match=r"holds blocks\.1\.hook_resid_post, not blocks\.2\.hook_resid_post"):
+        names_of(named, store, site="resid_post.2")
 
 
 def test_a_foreign_record_is_refused(tmp_path):

@@ -131,7 +131,9 @@ def _store(path: Path, name: str, lengths: list[int], seed: int, missing: float 
     """A store of random rows for random documents; some positions are left out, position 0 always."""
     tokens = planted.token_file(path / f"{name}-tokens", lengths, seed=seed)
     rng = np.random.default_rng(seed)
-    kept = [(d, p) for d in rng.permutation(len(lengths)) for p in range(1, lengths[d]) if rng.random() > missing]
+    kept = [
+        (d, p) for d in rng.permutation(len(lengths)).tolist() for p in range(1, lengths[d]) if rng.random() > missing
+    ]
     doc, position = (torch.tensor(column) for column in zip(*kept, strict=True))
     x = torch.from_numpy(rng.normal(size=(len(kept), 12)).astype(np.float32))
     # Halves make ties; one row in twenty is massive.
