@@ -1,15 +1,16 @@
 """Batches of documents under a token budget: windows, length buckets, right padding.
 
-A document longer than `max_length` is fed as several windows of at most that many tokens. Windows are sorted by length and cut
-greedily: the longest one left, of length L, is batched with the next `token_budget // L - 1`, so that
+A document longer than `max_length` is fed as several windows of at most that many tokens. Windows are sorted by length
+and cut greedily: the longest one left, of length L, is batched with the next `token_budget // L - 1`, so that
 
     b * t <= token_budget,    t = the longest window of the batch, rounded up to `multiple`
 
 and the padding is what neighbours in the sorted order differ by. Equal lengths come together, in seeded order, and the
-batches are shuffled, so that any stretch of them is a fair sample (of time left, of lengths in a shard).
-Padding is on the right: causal attention never looks there, so no mask is needed and fused attention keeps its fast path.
+batches are shuffled, so that any stretch of them is a fair sample (of time left, of lengths in a shard). Padding is on
+the right: causal attention never looks there, so no mask is needed and fused attention keeps its fast path.
 
-With a BOS, each window is [BOS, tokens...]: `start` is then the document position of its first own token minus 1, so that always
+With a BOS, each window is [BOS, tokens...]: `start` is then the document position of its first own token minus 1, so
+that always
 
     position in the document = start + position in the window
 """
@@ -212,4 +213,4 @@ def batches(
 
 
 def _round_up(length: Int[np.ndarray, " *w"] | int | np.integer, multiple: int) -> np.ndarray:
-    return -(-np.asarray(length) // multiple) * multiple
+    return np.asarray(-(-np.asarray(length) // multiple) * multiple)

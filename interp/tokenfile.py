@@ -8,8 +8,9 @@ A folder, whole or absent:
     docs.jsonl      one line a document: its stable id and its number of tokens
     manifest.json   tokenizer (name, sha256 of its serialised form), corpus digest, counts, special ids, BOS
 
-BOS is not in `tokens.bin`: where `prepend_bos` was asked for, `manifest.json` says so and `interp.batching` puts it in front of every
-window fed to the model, because a long document becomes several windows and each has to start the way the model expects.
+BOS is not in `tokens.bin`: where `prepend_bos` was asked for, `manifest.json` says so and `interp.batching` puts it in
+front of every window fed to the model, because a long document becomes several windows and each has to start the way
+the model expects.
 """
 
 import hashlib
@@ -53,6 +54,7 @@ class TokenFile:
         self.manifest = manifest
         self.n_tokens: int = manifest["n_tokens"]
         self.offsets: Int[np.ndarray, " docs+1"] = np.load(path / "offsets.npy")
+        self.lengths: Int[np.ndarray, " docs"] = np.diff(self.offsets)  # BOS not counted
         self.tokens: Integer[np.ndarray, " n"] = np.memmap(path / "tokens.bin", dtype=manifest["dtype"], mode="r")
         self.template: UInt8[np.ndarray, " n"] | None = None
         if manifest["template"]:
@@ -90,11 +92,6 @@ class TokenFile:
         with (self.path / "docs.jsonl").open() as file:
             return [json.loads(line)["id"] for line in file]
 
-    @cached_property
-    def lengths(self) -> Int[np.ndarray, " docs"]:
-        """Tokens of each document, BOS not counted."""
-        return np.diff(self.offsets)
-
     @property
     def digest(self) -> str:
         """sha256 over the tokens, the documents' boundaries and ids, the tokenizer and the BOS setting."""
@@ -123,10 +120,10 @@ def tokenize(
 ) -> TokenFile:
     """Tokenise `documents` into a new folder `path`; an existing one made with the same settings is opened instead.
 
-    No special tokens are added; `prepend_bos` is for the windows fed to a model (see above). Documents come until `max_docs`, or until
-    `max_tokens` are reached (the last document stays whole). Documents without a token are left out and counted.
-    `workers` batches are in flight at once (default 2); a fast tokenizer spreads each over all cores besides, unless
-    `TOKENIZERS_PARALLELISM=false`. The result does not depend on `workers`.
+    No special tokens are added; `prepend_bos` is for the windows fed to a model (see above). Documents come until
+    `max_docs`, or until `max_tokens` are reached (the last document stays whole). Documents without a token are left
+    out and counted. `workers` batches are in flight at once (default 2); a fast tokenizer spreads each over all cores
+    besides, unless `TOKENIZERS_PARALLELISM=false`. The result does not depend on `workers`.
     """
     path = Path(path)
     for name, value in (("max_docs", max_docs), ("max_tokens", max_tokens), ("workers", workers)):

@@ -9,7 +9,7 @@ et al. 2024, https://arxiv.org/abs/2406.04093.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ class SAE(nn.Module):
         write_json(path / CFG, self.config.to_cfg())
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> Self:
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "SAE":
         """Read a folder written by `save`, or by SAELens 6."""
         path = Path(path)
         cfg = read_json(path / CFG, "SAE")
@@ -95,7 +95,7 @@ class SAE(nn.Module):
         b_enc: Float[Tensor, " f"],
         W_dec: Float[Tensor, "f d"],
         b_dec: Float[Tensor, " d"],
-    ) -> Self:
+    ) -> "SAE":
         """An SAE holding copies of these tensors."""
         with torch.device("meta"):
             sae = cls(config)
