@@ -104,5 +104,5 @@ def test_what_cannot_be_bridged(monkeypatch):
     with pytest.raises(InputError, match=r"need the unembedding"):
         HookedModel.wrap(model.hf.base_model).bridge()
     monkeypatch.setitem(sys.modules, "transformer_lens.model_bridge.sources", None)
-    with pytest.raises(InputError, match=r"transformer-lens 3.9 is not installed.*pip install"):
+    with pytest.raises(InputError, match=r"transformer-lens 3.9 is missing.*pip install"):
         model.bridge()
