@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ B = TypeVar("B", contravariant=True)
 KEPT = 2  # checkpoints
 
 
+@runtime_checkable
 class Trainee(Protocol[B]):
     """What is trained: it owns its state and knows how to put it into a file."""
 

@@ -20,10 +20,12 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.sealing import partial_name, publish
 
+KEY = "midlens"
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes."""
-    sha = hashlib.sha256()
+
+def tensors_digest(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
+    """sha256 over names, types, shapes and bytes, and the facts."""
+    sha = hashlib.sha256(json.dumps(facts).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -34,7 +36,8 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any = None) -> None:
     """Write tensors, and `facts` as JSON beside them, under a temporary name; then fsync and rename."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": "pt", "sha256": tensors_digest(whole), "facts": json.dumps(facts)}
+    # one key: safetensors writes several in an order of its own, and equal content should give equal bytes
+    header = {KEY: json.dumps({"sha256": tensors_digest(whole, facts), "facts": facts})}
     partial = partial_name(path)
     save_file(whole, partial, metadata=header)
     publish(partial, path)
@@ -44,17 +47,17 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], Any]:
     """The tensors (on the CPU) and the facts; `what` names the thing in the errors."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no {path.name}, so it is no finished {what}") from None
-    except (SafetensorError, UnicodeDecodeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise InputError(
             f"{path} is damaged or cut short ({error}); take the {what} from a copy, or make it again"
         ) from None
-    if (expected := header.get("sha256")) and (found := tensors_digest(tensors)) != expected:
+    if (expected := header.get("sha256")) and (found := tensors_digest(tensors, header.get("facts"))) != expected:
         raise InputError(
             f"{path} is damaged: its tensors have the sha256 {found[:12]}…, its header says {expected[:12]}…; "
             f"take the {what} from a copy, or make it again"
         )
-    return tensors, json.loads(header.get("facts", "null"))
+    return tensors, header.get("facts")

@@ -34,6 +34,7 @@ from saes.sae import CFG, SAE, SAEConfig
 
 
 @runtime_checkable
+@runtime_checkable
 class Rows(Protocol):
     """What training needs of an `interp.store.ActivationStore`."""
 
@@ -129,7 +130,14 @@ class _Run:
         steps, loss, aux, l0, massive = self.sums.tolist()
         self.sums.zero_()
         refresh(self.state)
-        means = {"loss": loss / steps, "aux": aux / steps, "l0": l0 / steps}
+        loss /= steps
+        means = {
+            "tokens": int(self.state.seen),
+            "loss": loss,
+            "explained_variance": 1 - loss,
+            "aux": aux / steps,
+            "l0": l0 / steps,
+        }
         rate = self.state.rate(self.state.step - 1)
         dead = len(self.state.dead) / self.state.sae.config.d_sae
         return means | {"dead_fraction": dead, "massive": massive, "lr": rate}

@@ -1,0 +1,133 @@
+"""`interp.loop` with a trainee that is a single number: resume, metrics, damage, settings."""
+
+import json
+
+import pytest
+import torch
+
+from interp.errors import InputError
+from interp.loop import Metrics, NotFinite, Pace, checkpoints, train
+from interp.tensorfile import read_tensors, write_tensors
+
+
+class Counter:
+    """Its state is a running hash of the batches it saw."""
+
+    def __init__(self, *, die_at: int | None = None, nan_at: int | None = None) -> None:
+        self.value, self.since, self.die_at, self.nan_at = torch.zeros((), dtype=torch.int64), 0, die_at, nan_at
+
+    def step(self, batch: int) -> None:
+        if batch == self.die_at:
+            raise KeyboardInterrupt
+        self.value = (self.value * 31 + batch) % 1_000_003
+        self.since += 1
+        self.bad = batch == self.nan_at
+
+    def metrics(self) -> dict[str, float]:
+        since, self.since = self.since, 0
+        return {"value": float("nan") if self.bad else float(self.value), "steps": since}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"value": self.value}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.value = tensors["value"]
+
+
+def run(folder, counter: Counter, *, steps: int = 100, seed: int = 0) -> Counter:
+    def batches(first):
+        return iter(range(first, 10**9))
+
+    pace = Pace(steps=steps, log_every=4, checkpoint_every=10)
+    train(counter, batches, pace, folder, settings={"seed": seed, "steps": steps}, label="count")
+    return counter
+
+
+def names(folder):
+    return [path.name for path in checkpoints(folder)]
+
+
+@pytest.mark.parametrize("die_at", [0, 3, 12, 50, 52, 97, 99])
+def test_interrupted_anywhere_and_continued_is_uninterrupted(tmp_path, die_at):
+    whole = run(tmp_path / "whole", Counter())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Counter(die_at=die_at))
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')  # a line the kill cut in half
+    (tmp_path / "cut" / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "cut" / "checkpoints" / ".step-000000096.safetensors.partial").write_bytes(b"half")
+    again = run(tmp_path / "cut", Counter())
+    assert torch.equal(again.value, whole.value)
+    for name in ("metrics.jsonl", "run.json", *(f"checkpoints/{n}" for n in names(tmp_path / "whole"))):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == names(tmp_path / "whole")
+
+
+def test_checkpoints_fall_on_logged_steps_and_two_are_kept(tmp_path):
+    run(tmp_path, Counter(), steps=50)
+    assert names(tmp_path) == ["step-000000048.safetensors", "step-000000050.safetensors"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [*range(4, 49, 4), 50]
+
+
+def test_a_finished_run_asks_for_no_batch(tmp_path):
+    first = run(tmp_path, Counter(), steps=8)
+    again = run(tmp_path, Counter(die_at=8), steps=8)
+    assert torch.equal(first.value, again.value)
+
+
+def test_other_settings_are_refused(tmp_path):
+    run(tmp_path, Counter(), steps=8)
+    with pytest.raises(
+        InputError, match=r"holds a run with other settings \(seed: 0 there, 1 asked for\); continue it"
+    ):
+        run(tmp_path, Counter(), steps=8, seed=1)
+
+
+def test_a_nan_ends_the_run_before_it_reaches_a_checkpoint(tmp_path):
+    with pytest.raises(NotFinite, match="value became NaN or infinite in steps 25 to 28") as caught:
+        run(tmp_path, Counter(nan_at=27))
+    assert (caught.value.after, caught.value.until) == (24, 28)
+    assert names(tmp_path) == ["step-000000012.safetensors", "step-000000024.safetensors"]
+    assert torch.equal(run(tmp_path, Counter()).value, run(tmp_path / "whole", Counter()).value)
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path):
+    run(tmp_path, Counter(), steps=24)
+    newest = checkpoints(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:-3])
+    with pytest.raises(
+        InputError, match=r"step-000000024.safetensors is damaged .*delete it to continue from step-000000012"
+    ):
+        run(tmp_path, Counter(), steps=24)
+    newest.unlink()
+    assert torch.equal(run(tmp_path, Counter(), steps=24).value, run(tmp_path / "whole", Counter(), steps=24).value)
+
+
+def test_metrics_are_cut_at_the_checkpoint(tmp_path):
+    log = Metrics(tmp_path / "m.jsonl", after=0)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    Metrics(tmp_path / "m.jsonl", after=2).write({"step": 3, "again": True})
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_tensor_files_are_deterministic_and_notice_every_flipped_byte(tmp_path):
+    tensors = {"b": torch.arange(5), "a": torch.randn(2, 3).bfloat16(), "s": torch.tensor(1.5)}
+    write_tensors(tmp_path / "t", tensors, {"step": 3, "x": [1]})
+    write_tensors(tmp_path / "u", dict(reversed(tensors.items())), {"step": 3, "x": [1]})
+    whole = (tmp_path / "t").read_bytes()
+    assert whole == (tmp_path / "u").read_bytes()
+    found, facts = read_tensors(tmp_path / "t", "thing")
+    assert facts == {"step": 3, "x": [1]} and all(torch.equal(found[n], tensors[n]) for n in tensors)
+    unnoticed = []
+    for place in range(len(whole)):
+        (tmp_path / "t").write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            same, facts = read_tensors(tmp_path / "t", "thing")
+        except InputError:
+            continue
+        if not all(torch.equal(same[n], tensors[n]) for n in tensors):
+            unnoticed.append(place)
+    assert not unnoticed
