@@ -82,6 +82,7 @@ class ParityTable:
             "sequences": self.sequences,
             "tokens": self.tokens,
             "norm": "relative = max over positions t of max|a_t - b_t| / max|b_t|, b the opinion",
+            "opinions": list(self.opinions),
             "absent": dict(self.absent),
             "rows": [
                 {"site": row.name}
