@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,8 +78,8 @@ def test_hostile_text_stays_text_everywhere():
     page = Parsed(full_page().html())
     assert not [tag for tag, _ in page.elements if tag in ("img", "iframe", "object", "embed")]
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    # 4 in the tile, note, column, cell, caption, key and value twice, list title, figure title and caption, section title
-    # (heading, link), lead, title (head, h1), subtitle, footer.
+    # 4 in the tile, note, column, cell, caption, key and value twice, list title, figure title and caption, section
+    # title (heading, link), lead, title (head, h1), subtitle, footer.
     shown = [piece for piece in page.texts if HOSTILE in piece]
     assert len(shown) == 4 + 1 + 3 + 4 + 1 + 2 + 2 + 1 + 2 + 1 + 1
     figures = [json.loads(body) for kind, _, body in page.scripts if kind == "application/json"]
@@ -183,7 +184,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
 
 
-# ---- the encoding of features ------------------------------------------------------------------------------------------
+# ---- the encoding of features ---------------------------------------------------------------------------------------
 
 
 def unpack(vector: dict[str, str]) -> np.ndarray:
@@ -192,7 +193,7 @@ def unpack(vector: dict[str, str]) -> np.ndarray:
 
 def ragged(columns: dict, key: str, offsets: str = "offsets") -> list[np.ndarray]:
     bounds = unpack(columns[offsets])
-    return [unpack(columns[key])[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [unpack(columns[key])[a:b] for a, b in pairwise(bounds)]
 
 
 def test_features_survive_the_encoding():
@@ -256,7 +257,7 @@ def test_what_a_page_could_not_show_truthfully_is_refused():
         encode([replace(feature, density=math.nan)])
     with pytest.raises(InputError, match="2 histogram counts need 3 bin edges, got 2"):
         encode([replace(feature, histogram=(1, 2), edges=(0.0, 1.0))])
-    with pytest.raises(InputError, match="24 tokens, 23 activations and peak .* do not fit"):
+    with pytest.raises(InputError, match=r"24 tokens, 23 activations and peak \d+ do not fit"):
         encode([replace(feature, examples=(replace(example, activations=example.activations[1:]),))])
     with pytest.raises(InputError, match=r"activations have to be finite and 0 or larger, got \[-1.0"):
         encode([replace(feature, examples=(replace(example, activations=(-1.0,) * 24),))])

@@ -9,7 +9,7 @@ numbers into tables. The activations of a context are 16-bit fractions of its la
 
 import base64
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -104,8 +104,10 @@ def encode(features: Iterable[FeatureLike]) -> dict[str, object]:
         for example in feature.examples:
             acts = _activations(feature.index, example)
             scale = float(acts.max(initial=0.0))
-            examples.add(documents[example.doc_id], example.position, example.activation, example.peak, scale)
-            window_tokens.extend(tokens[token] for token in example.tokens)
+            examples.add(
+                *documents.numbers([example.doc_id]), example.position, example.activation, example.peak, scale
+            )
+            window_tokens.extend(tokens.numbers(example.tokens))
             window_levels.append(_levels(acts, scale))
             windows.count(len(acts))
         examples.close()
@@ -145,16 +147,17 @@ def vector(values: Any, dtype: str) -> dict[str, str]:
 
 
 class _Table:
-    """Distinct entries in order of first sight; `table[entry]` is its number."""
+    """Distinct entries in order of first sight; an entry's number is its place."""
 
     def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
+        self._numbers: dict[str, int] = {}
 
-    def __getitem__(self, entry: Hashable) -> int:
-        return self._numbers.setdefault(entry, len(self._numbers))
+    def numbers(self, entries: Iterable[str]) -> list[int]:
+        known = self._numbers
+        return [known.setdefault(entry, len(known)) for entry in entries]
 
     @property
-    def entries(self) -> list[Hashable]:
+    def entries(self) -> list[str]:
         return list(self._numbers)
 
     @property
@@ -206,7 +209,7 @@ class _Chips:
 
     def add(self, pairs: Iterable[tuple[str, float]]) -> None:
         pairs = list(pairs)
-        self._numbers.add(self._tokens[token] for token, _ in pairs)
+        self._numbers.add(self._tokens.numbers(token for token, _ in pairs))
         self._values.add(value for _, value in pairs)
 
     def columns(self) -> dict[str, object]:

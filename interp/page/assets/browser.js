@@ -78,12 +78,13 @@
 
   // ---- text -------------------------------------------------------------------------------------------------------
 
-  const NAMED = { "\n": "↵", "\r": "␍", "\t": "⇥" };
-  const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
+  const NAMED = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
+  const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}\u00a0]/u; // controls, direction marks, line separators, half characters
 
   function symbol(character) {
     if (NAMED[character]) return NAMED[character];
     const code = character.codePointAt(0);
+    if (code >= 0xd800 && code <= 0xdfff) return "\ufffd";
     return code < 32 ? String.fromCharCode(0x2400 + code) : `⟨${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
   }
 
