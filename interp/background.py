@@ -9,9 +9,10 @@ _Job = Callable[[], None]
 
 
 class Background:
-    """`do(job)` queues a job and returns at once, unless `depth` jobs wait already; the first job to fail stops the rest.
+    """`do(job)` queues a job and returns at once, unless `depth` jobs wait already; the first to fail stops the rest.
 
-    Its error is raised by the next `do` or `drain`. Leaving the context drains, or drops what waits if there was an error.
+    Its error is raised by the next `do` or `drain`. Leaving the context drains, or drops what waits if there was an
+    error.
     """
 
     def __init__(self, name: str, *, depth: int) -> None:

@@ -1,11 +1,12 @@
 """Batches of documents under a token budget: windows, length buckets, right padding.
 
 A document longer than `max_length` is fed as several windows of at most that many tokens. Windows are sorted by length
-and cut greedily: the longest one left, of length L, is batched with the next `token_budget // L - 1`, so that
+and cut greedily: the longest one left, of length t, is batched with as many of the next as give the largest
 
-    b * t <= token_budget,    t = the longest window of the batch, rounded up to `multiple`
+    sum(lengths) / (b * t + c),    b * t <= token_budget,    c = token_budget / 32, the fixed cost of a batch
 
-and the padding is what neighbours in the sorted order differ by. Equal lengths come together, in seeded order, and the
+t being rounded up to `multiple`. Where lengths are close together this fills the budget; where they are far apart it
+stops before padding costs more than another batch. Equal lengths come together, in seeded order, and the
 batches are shuffled, so that any stretch of them is a fair sample (of time left, of lengths in a shard). Padding is on
 the right: causal attention never looks there, so no mask is needed and fused attention keeps its fast path.
 
@@ -26,9 +27,11 @@ from torch import Tensor
 
 from interp.errors import InputError
 
+_COST = 32
+
 
 class Batch(NamedTuple):
-    """Right-padded windows: row i holds `lengths[i]` tokens of document `doc[i]`, beginning at position `start[i]` of it."""
+    """Right-padded windows: row i holds `lengths[i]` tokens of document `doc[i]`, from its position `start[i]` on."""
 
     tokens: Int[Tensor, "b t"]
     lengths: Int[Tensor, " b"]
@@ -49,7 +52,7 @@ class TokenSource(Protocol):
 
 @dataclass(frozen=True)
 class Windows:
-    """What is fed to a model, before padding: window i is `length[i]` positions of document `doc[i]` from `start[i]` on."""
+    """What is fed, before padding: window i is `length[i]` positions of document `doc[i]`, from `start[i]` on."""
 
     doc: Int[np.ndarray, " w"]
     start: Int[np.ndarray, " w"]
@@ -93,9 +96,9 @@ class Buckets:
         return 1.0 - float(self.windows.length.sum()) / max(1, int(self.padded.sum()))
 
     def halve(self, index: int, *, tokens: int) -> "Buckets":
-        """The same windows in the same order, with every batch from `index` on of at least `tokens` padded tokens cut in two.
+        """The same windows in the same order; from batch `index` on, batches of at least `tokens` are cut in two.
 
-        A batch of one window stays as it is.
+        `tokens` counts padding. A batch of one window stays as it is.
         """
         ends: list[int] = []
         for number, size in enumerate(self.padded):
@@ -135,7 +138,7 @@ def windows_of(
     bos: bool = False,
     docs: Sequence[int] | Int[np.ndarray, " i"] | None = None,
 ) -> Windows:
-    """Cut documents of `lengths` tokens (all, or those in `docs`) into windows of at most `max_length`, the BOS included."""
+    """Cut documents (all, or those in `docs`) into windows of at most `max_length` tokens, the BOS included."""
     own = 1 if bos else 0
     room = max_length - own
     if room < 1:
@@ -155,7 +158,8 @@ def group(windows: Windows, *, token_budget: int, multiple: int = 1, seed: int =
     """Order `windows` into batches of similar length whose padded size respects `token_budget`."""
     if multiple < 1:
         raise InputError(f"multiple must be at least 1, got {multiple}")
-    longest = int(_round_up(windows.length.max(), multiple)) if len(windows) else 0
+    padded_lengths = _round_up(windows.length, multiple)
+    longest = int(padded_lengths.max()) if len(windows) else 0
     if longest > token_budget:
         raise InputError(
             f"token_budget={token_budget} cannot hold one window of {longest} tokens; "
@@ -163,17 +167,26 @@ def group(windows: Windows, *, token_budget: int, multiple: int = 1, seed: int =
         )
     generator = np.random.default_rng(seed)
     order = np.lexsort((generator.permutation(len(windows)), -windows.length))
-    spans: list[tuple[int, int]] = []
-    at = 0
-    while at < len(order):
-        widest = int(_round_up(windows.length[order[at]], multiple))
-        stop = min(len(order), at + token_budget // widest)
-        spans.append((at, stop))
-        at = stop
+    spans = _cut(windows.length[order], padded_lengths[order], token_budget)
     shuffled = [spans[i] for i in generator.permutation(len(spans))]
     index = np.concatenate([order[a:b] for a, b in shuffled]) if shuffled else order
     ends = np.cumsum([b - a for a, b in shuffled], dtype=np.int64)
     return Buckets(windows.take(index), ends, multiple)
+
+
+def _cut(lengths: Int[np.ndarray, " w"], padded: Int[np.ndarray, " w"], token_budget: int) -> list[tuple[int, int]]:
+    """Cut windows, sorted from long to short, where the useful share of what a batch costs is best."""
+    useful = np.concatenate([[0], np.cumsum(lengths)])
+    cost = max(1, token_budget // _COST)
+    spans: list[tuple[int, int]] = []
+    at = 0
+    while at < len(lengths):
+        sizes = np.arange(1, min(len(lengths) - at, token_budget // padded[at]) + 1)
+        gain = (useful[at + sizes] - useful[at]) / (sizes * padded[at] + cost)
+        size = int(sizes[len(sizes) - 1 - np.argmax(gain[::-1])])
+        spans.append((at, at + size))
+        at += size
+    return spans
 
 
 def bucketed(
@@ -186,7 +199,7 @@ def bucketed(
     bos: bool = False,
     docs: Sequence[int] | Int[np.ndarray, " i"] | None = None,
 ) -> Buckets:
-    """`group(windows_of(lengths))`: every token of every document in exactly one window, every window in exactly one batch."""
+    """`group(windows_of(lengths))`: every token in exactly one window, every window in exactly one batch."""
     windows = windows_of(lengths, max_length=max_length, bos=bos, docs=docs)
     return group(windows, token_budget=token_budget, multiple=multiple, seed=seed)
 

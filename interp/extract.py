@@ -2,43 +2,53 @@
 
     tokens -> plan.json -> [assemble | capture | write] -> shards -> manifest.json
 
-Batches are assembled in one thread, run in the caller's, and written, hashed and fsynced in another. The first batch of a shard waits
-until the shard before it is durable: a run that is killed anywhere loses at most one shard of forward passes. Calling `extract` again with
-the same settings checks what is there, computes what is missing or damaged, and gives the same bytes as a run never
-interrupted (on the same hardware and versions; other batch shapes change bf16 rows in the last bit).
+Batches are assembled in one thread, run in the caller's, and written, hashed and fsynced in another. The first batch
+of a shard waits until the shard before it is durable: a run that is killed anywhere loses at most one shard of forward
+passes. Calling `extract` again with the same settings checks what is there, computes what is missing or damaged, and
+gives the same bytes as a run never interrupted (on the same hardware and versions; other batch shapes change bf16 rows
+in the last bit).
 """
 
-import importlib.metadata
-import json
-import platform
-import resource
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Literal, TypedDict, Unpack
 
 from interp import ledger
-from interp.background import Background
 from interp.batching import default_token_budget
 from interp.errors import InputError
-from interp.pipeline import Capturing, Ready, Rows, Runner, assemble, is_out_of_memory, refuse_nonfinite
-from interp.plan import Exclusions, Plan, Selector, describe, make_plan
-from interp.progress import bar
-from interp.sealing import digest, full_disk, only_writer, write_json
-from interp.shards import DTYPES, Layout, ShardWriter
+from interp.extraction import Extraction
+from interp.pipeline import Capturing, Runner
+from interp.plan import Exclusions, Selector, make_plan
+from interp.sealing import digest
+from interp.shards import DTYPES, Layout
 from interp.sites import Site
-from interp.store import FORMAT, VERSION, ActivationStore, StoreSpec, next_doc, part_file, shard_file
+from interp.store import ActivationStore, StoreSpec
 from interp.tokenfile import TokenFile
 
 StoreDtype = Literal["bfloat16", "float16", "float32"]
-_QUEUE = 4
+
+
+class Settings(TypedDict, total=False):
+    """What `extract` and `prepare` take beyond model, tokens, sites and path."""
+
+    docs: Sequence[int] | None
+    """Indices of the documents to use; all by default."""
+    max_length: int
+    """Positions fed at once, the BOS included (512); longer documents become several windows."""
+    token_budget: int | None
+    """Padded tokens per batch; by default what suits the device."""
+    store_dtype: StoreDtype
+    """Of the rows on disk (bfloat16)."""
+    seed: int
+    """Of the order of batches (0)."""
+    exclude: Exclusions | None
+    """Which rows stay out: first positions, special tokens and chat templates by default."""
+    rows_per_shard: int | None
+    """By default 2 GiB of rows on a GPU, 64 MiB elsewhere."""
+    allow_nonfinite: bool
+    """Store NaN and infinity instead of raising (False)."""
+    append: bool
+    """Add rows to a finished store, as a new part of it (False)."""
 
 
 def extract(
@@ -49,9 +59,9 @@ def extract(
     *,
     announce: Callable[[str], None] | None = None,
     progress: bool | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> ActivationStore:
-    """Write the activations at `sites` for `tokens` to `path`, or finish what is there. Settings are those of `prepare`.
+    """Write the activations at `sites` for `tokens` to `path`, or finish what is there. Settings: see `Settings`.
 
     `announce` gets the plan in words before anything is written.
     """
@@ -79,8 +89,7 @@ def prepare(
 ) -> "Extraction":
     """Plan an extraction, or find the one in `path`: what it will write, how long it takes, whether it fits.
 
-    `docs`: indices of the documents to use. `max_length`: positions fed at once, BOS included; longer documents become several
-    windows. `token_budget`: padded tokens per batch. `append=True` adds rows to a finished store as a new part.
+    Settings: see `Settings`.
     """
     if store_dtype not in DTYPES:
         raise InputError(f"store_dtype must be one of {', '.join(DTYPES)}, got {store_dtype!r}")
@@ -134,210 +143,3 @@ def _default_rows(row_shapes: dict[str, tuple[int, ...]], dtype: str, device: st
     """Rows of a shard: 2 GiB on a GPU, 64 MiB elsewhere (a minute or so of work to lose)."""
     size = 2 << 30 if device.startswith("cuda") else 64 << 20
     return max(1, size // Layout(row_shapes, dtype).row_bytes)
-
-
-class Extraction:
-    """A planned extraction: `describe()` says what it will do, `run()` does it."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        selector: Selector,
-        plan: Plan,
-        part: int,
-        found: ledger.Progress,
-        *,
-        allow_nonfinite: bool,
-    ) -> None:
-        self.runner, self.selector, self.plan, self.part, self.found = runner, selector, plan, part, found
-        self.path, self.allow_nonfinite = found.folder, allow_nonfinite
-        self.first_shard = found.first_shard(part)
-        self.shards = range(self.first_shard, self.first_shard + len(plan.shard_rows))
-        self.finished = found.finished(self.shards)
-        self._first: Rows | None = None
-        self._sink: ShardWriter | None = None
-        self._planned = False
-
-    @property
-    def missing(self) -> list[int]:
-        """The shards to compute, counted within this part."""
-        return [number - self.first_shard for number in self.shards if number not in self.finished]
-
-    @property
-    def bytes_left(self) -> int:
-        """Bytes to be written."""
-        return sum(int(self.plan.shard_rows[shard]) for shard in self.missing) * self.plan.layout.row_bytes
-
-    def describe(self) -> str:
-        """The plan in words. Runs the first batch, to time it; `run` uses its rows."""
-        folder = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        seconds = None
-        if missing := self.missing:
-            begun = time.perf_counter()
-            self._first = next(self._captured(missing[0]))
-            sizes = self.plan.buckets.padded
-            left = sum(int(sizes[i]) for shard in missing for i in self.plan.batches_of(shard))
-            seconds = (time.perf_counter() - begun) * left / int(sizes[self._first.index])
-        return describe(self.plan, folder, bytes_left=self.bytes_left, seconds=seconds, memory=_peak_memory())
-
-    def run(self, *, progress: bool | None = None) -> ActivationStore:
-        """Compute what is missing, seal the store, open it. `progress=None` shows a bar, `False` none."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with only_writer(self.path):
-            if ledger.Progress.of(self.path).entries != self.found.entries:
-                raise InputError(f"{self.path} has changed since this extraction was planned; plan it again")
-            sealed = self.found.manifest is not None and self.part < len(self.found.manifest["parts"])
-            if self.missing or not sealed:
-                self._check_space()
-                ledger.clean(self.path)
-                self._save_plan()
-                try:
-                    self._extract(progress)
-                    self._seal()
-                except OSError as error:
-                    kept = f"All {len(self.finished)} finished shards are kept."
-                    raise full_disk(error, self.path, needed=self.bytes_left, kept=kept) or error from error
-            ledger.close(self.path)
-        return ActivationStore.open(self.path)
-
-    def _save_plan(self) -> None:
-        known = self.part < len(self.found.plans)
-        if not known or self.plan.splits != self.found.plans[self.part].splits:
-            self.plan.save(self.path / part_file(self.part))
-        self._planned = True
-
-    def _check_space(self) -> None:
-        free = shutil.disk_usage(self.path).free
-        if self.bytes_left > free:
-            raise InputError(
-                f"{self.path} needs {self.bytes_left / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free: make room, "
-                "give a path on another disk, or extract fewer documents or sites"
-            )
-
-    def _extract(self, progress: bool | None) -> None:
-        ledger.rewrite(self.path, self.finished)
-        missing = self.missing
-        lengths = self.plan.buckets.windows.length
-        left = sum(int(lengths[self._windows(shard)].sum()) for shard in missing)
-        try:
-            with bar(self.plan.n_tokens, "extract", done=self.plan.n_tokens - left, show=progress) as meter:
-                with Background("writer", depth=_QUEUE) as writer:
-                    for shard in missing:
-                        self._extract_shard(shard, writer, meter.update)
-        finally:
-            if self._sink is not None:
-                self._sink.abandon()
-
-    def _extract_shard(self, shard: int, writer: Background, update: Callable[[int], Any]) -> None:
-        """One shard, from its first batch to its entry in the ledger."""
-        number = self.first_shard + shard
-        metadata = {"format": FORMAT, "version": str(VERSION), "spec": json.dumps(asdict(self.plan.spec))}
-        rows = int(self.plan.shard_rows[shard])
-        sink = self._sink = ShardWriter(self.path / shard_file(number), self.plan.layout, rows, metadata)
-
-        def finish() -> None:
-            entry = sink.seal()
-            ledger.record(self.path, number, entry)
-            self.finished[number] = entry
-
-        for captured in self._captured(shard):
-            writer.do(partial(self._write, sink, captured))
-            first, stop = self.plan.buckets.span(captured.index)
-            update(int(self.plan.buckets.windows.length[first:stop].sum()))
-        writer.do(finish)
-        writer.drain()  # the next shard begins when this one cannot be lost any more
-
-    def _windows(self, shard: int) -> slice:
-        ends = self.plan.shard_windows
-        return slice(int(ends[shard - 1]) if shard else 0, int(ends[shard]))
-
-    def _write(self, sink: ShardWriter, rows: Rows) -> None:
-        rows.wait()
-        if not self.allow_nonfinite:
-            refuse_nonfinite(rows, self.selector.tokens.ids)
-        sink.append(rows.columns())
-
-    def _captured(self, shard: int) -> Iterator[Rows]:
-        """The rows of each batch of a shard; a batch that does not fit into memory is cut in two, and so on."""
-        with ThreadPoolExecutor(1, thread_name_prefix="assemble") as pool:
-            index = self.plan.batches_of(shard).start
-            ahead = pool.submit(assemble, self.plan, self.selector, index)
-            while index in self.plan.batches_of(shard):
-                ready, plan = ahead.result(), self.plan
-                if index + 1 in plan.batches_of(shard):
-                    ahead = pool.submit(assemble, plan, self.selector, index + 1)
-                if self._first is not None and self._first.index == index:
-                    rows, self._first = self._first, None
-                else:
-                    rows = self._attempt(ready)
-                if rows is None:
-                    ahead = pool.submit(assemble, self.plan, self.selector, index)
-                    continue
-                yield rows
-                index += 1
-
-    def _attempt(self, ready: Ready) -> Rows | None:
-        """Run a batch; None if memory ran out and the plan has been changed instead."""
-        try:
-            return self.runner.run(ready)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            b, t = ready.batch.tokens.shape
-            if b == 1:
-                raise InputError(
-                    f"out of memory on a single window of {t} tokens ({error}). The finished shards are kept. Free memory and "
-                    "call again; or start another store with a smaller max_length, or a smaller dtype or model"
-                ) from error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.plan = self.plan.halved(ready.index)
-        if self._planned:
-            self.plan.save(self.path / part_file(self.part))
-        return None
-
-    def _seal(self) -> None:
-        """Write the manifest: from here on the store is whole."""
-        plan, manifest = self.plan, self.found.manifest or {"parts": [], "shards": []}
-        entries = dict(enumerate(manifest["shards"])) | self.finished
-        others = [part for number, part in enumerate(manifest["parts"]) if number != self.part]
-        part = {
-            "plan": part_file(self.part),
-            "spec": asdict(plan.spec),
-            "rows": plan.rows,
-            "shards": len(plan.shard_rows),
-            "first_doc": next_doc(others[: self.part], str(plan.spec.tokens)),
-            "file_documents": len(self.selector.tokens),
-            "documents": len(set(plan.buckets.windows.doc.tolist())),
-            "tokens": plan.n_tokens,
-            "excluded": plan.excluded,
-            "padding_waste": round(plan.buckets.waste, 6),
-            "splits": len(plan.splits),
-            "versions": _versions(),
-        }
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "dtype": plan.spec.dtype,
-            "row_shapes": plan.row_shapes,
-            "rows": sum(entry["rows"] for entry in entries.values()),
-            "checksum": "sha256 of the header and of each tensor's bytes",
-            "parts": [*others[: self.part], part, *others[self.part :]],
-            "shards": [entry for _, entry in sorted(entries.items())],
-        }
-        write_json(self.path / "manifest.json", content)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("midlens", "torch", "transformers", "numpy", "safetensors"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _peak_memory() -> int:
-    """The most this process has held so far, on the GPU if it computes there: model and first batch included."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

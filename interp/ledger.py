@@ -1,10 +1,11 @@
 """What is finished of a store under construction: the ledger, the parts, and which shards can be trusted.
 
-    ledger.jsonl    one line per shard finished since the manifest was written; appended after the shard got its name, then
-                    fsynced. The manifest takes the entries over and the ledger is deleted.
+    ledger.jsonl    one line per shard finished since the manifest was written; appended and fsynced after the shard got
+                    its name. The manifest takes the entries over and the ledger is deleted.
 
-A shard counts as finished when manifest or ledger know it and its bytes have the sha256 written there. Everything else is computed
-(again). A line cut off by a crash is ignored, so the shard it speaks of is computed again: one shard, at most.
+A shard counts as finished when manifest or ledger know it and its bytes have the sha256 written there. Everything else
+is computed (again). A line cut off by a crash is ignored, so the shard it speaks of is computed again: one shard, at
+most.
 """
 
 import json
@@ -66,12 +67,13 @@ class Progress:
                 return number
             if not append and number == len(self.plans) - 1:
                 raise InputError(
-                    f"{self.folder} holds a store made with other settings ({difference}). Give another path, delete the "
-                    "folder, or pass append=True to add these rows behind the others"
+                    f"{self.folder} holds a store made with other settings ({difference}). Give another path, delete "
+                    "the folder, or pass append=True to add these rows behind the others"
                 )
         if self.plans and (self.manifest is None or len(self.manifest["parts"]) < len(self.plans)):
             raise InputError(
-                f"the last extraction into {self.folder} was not finished: finish it, with its own settings, before appending"
+                f"the last extraction into {self.folder} was not finished: finish it, with its own settings, before "
+                "appending to it"
             )
         if self.manifest is not None:
             self._appendable(spec)

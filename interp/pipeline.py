@@ -2,8 +2,8 @@
 
     assemble (prefetch thread)  ->  capture (main thread, accelerator)  ->  rows on the host  ->  writer thread
 
-Nothing here waits for the device. On a GPU rows leave through pinned memory on a stream of their own; whoever writes them waits for
-their event, while the next batch is already running.
+Nothing here waits for the device. On a GPU rows leave through pinned memory on a stream of their own; whoever writes
+them waits for their event, while the next batch is already running.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Capturing(Protocol):
 class Ready(NamedTuple):
     """A batch to run, and which of its positions become rows: `flat` indexes its `b * t` positions."""
 
-    index: int
+    number: int
     batch: Batch
     flat: Int[Tensor, " n"]
     keys: dict[str, Int[np.ndarray, " n"]]
@@ -42,7 +42,7 @@ class Ready(NamedTuple):
 class Rows(NamedTuple):
     """Rows of one batch on the host, or on their way there until `event` has passed."""
 
-    index: int
+    number: int
     keys: dict[str, Int[np.ndarray, " n"]]
     acts: dict[str, Tensor]
     finite: dict[str, Bool[Tensor, ""]]
@@ -113,8 +113,8 @@ class Runner:
                 acts[str(site)] = rows
                 finite[str(site)] = torch.isfinite(rows).all()
         if all(rows.device.type == "cpu" for rows in acts.values()):
-            return Rows(ready.index, ready.keys, acts, finite, None)
-        return self._to_host(Rows(ready.index, ready.keys, acts, finite, None))
+            return Rows(ready.number, ready.keys, acts, finite, None)
+        return self._to_host(Rows(ready.number, ready.keys, acts, finite, None))
 
     def _to_host(self, rows: Rows) -> Rows:
         # Untested without a GPU. The caching host allocator hands the same few pinned buffers round.
@@ -144,12 +144,12 @@ def refuse_nonfinite(rows: Rows, ids: Sequence[str]) -> None:
         if bool(finite):
             continue
         bad = ~torch.isfinite(rows.acts[name]).flatten(1).all(1)
-        documents = sorted({ids[d] for d in rows.keys["doc"][bad.numpy()]})
+        documents = sorted({str(ids[int(d)]) for d in rows.keys["doc"][bad.numpy()]})
         some = ", ".join(repr(d) for d in documents[:3]) + (f" and {len(documents) - 3} more" if documents[3:] else "")
         raise InputError(
-            f"batch {rows.index}, site {name}: {int(bad.sum())} of {len(bad)} rows hold NaN or infinity (documents {some}). "
-            "The shards written so far are whole. float16 overflows at 65,504: compute and store in bfloat16 or float32; or "
-            "leave these documents out; or pass allow_nonfinite=True to store the rows as they are"
+            f"batch {rows.number}, site {name}: {int(bad.sum())} of {len(bad)} rows hold NaN or infinity (documents "
+            f"{some}). The shards written so far are kept. float16 overflows at 65,504: compute and store in bfloat16 "
+            "or float32; or leave these documents out; or pass allow_nonfinite=True to store the rows as they are"
         )
 
 

@@ -1,8 +1,9 @@
 """The plan of an extraction: every batch and every shard boundary, fixed and on disk before the first row is computed.
 
-A plan is a function of the token file, the settings and the seed. Its rows are known in advance: what is excluded (padding always;
-the first position of every fed window, special tokens and chat-template tokens unless asked for) depends on tokens alone. Batches
-may be cut in two later, when memory runs out, which is recorded here; rows, their order and the shards never change.
+A plan is a function of the token file, the settings and the seed. Its rows are known in advance: what is excluded
+(padding always; the first position of every fed window, special tokens and chat-template tokens unless asked for)
+depends on tokens alone. Batches may be cut in two later, when memory runs out, which is recorded here; rows, their
+order and the shards never change.
 """
 
 import json
@@ -10,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -51,7 +51,7 @@ class Selector:
         self._special[tokens.special_ids] = True
 
     def kept(self, doc: int, start: int, length: int, counts: dict[str, int] | None = None) -> Bool[np.ndarray, " t"]:
-        """True where a row is kept; `counts` adds up what is left out, each position under the first reason that applies."""
+        """True where a row is kept. `counts` adds up what is left out, under the first reason that applies."""
         reasons: dict[str, Bool[np.ndarray, " t"]] = {}
         if self.exclude.first_position:
             reasons["first_position"] = np.arange(length) == 0
@@ -184,7 +184,7 @@ def make_plan(
     )
     if not rows.sum():
         raise InputError(
-            f"nothing is left of {int(windows.length.sum())} tokens once {', '.join(selector.exclude.names())} are out: "
+            f"nothing is left of {int(windows.length.sum())} tokens without {', '.join(selector.exclude.names())}: "
             "give longer documents, or exclude less"
         )
     fed = np.flatnonzero(rows)

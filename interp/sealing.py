@@ -2,8 +2,9 @@
 
     publish(partial, final):   fsync(partial) -> rename(partial, final) -> fsync(folder)
 
-After a crash at any point `final` is either the old file, the new one, or missing; what ends in `.partial` is refuse that
-the next run removes. The temporary name is a function of the final one, so that a killed run leaves one leftover, not many.
+After a crash at any point `final` is either the old file, the new one, or missing; what ends in `.partial` is refuse
+that the next run removes. The temporary name is a function of the final one, so that a killed run leaves one leftover,
+not many.
 """
 
 import errno
@@ -87,7 +88,7 @@ def full_disk(error: OSError, path: Path, *, needed: int, kept: str) -> InputErr
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` for writing; a second writer is refused. The kernel lets go when the process ends, however it ends."""
+    """Hold `folder` for writing; a second writer is refused. The kernel lets go however the process ends."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

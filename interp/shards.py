@@ -3,10 +3,10 @@
     token, doc, position    int32 [n]           which token, which document of the token file, where in that document
     SITE ...                bf16/fp16/fp32 [n, ...]   one tensor per site, under TransformerLens's name
 
-The number of rows is known before the first of them is computed, so the header is final from the start and each batch of rows goes
-straight to its place in every tensor: nothing is held in memory until the shard is full. Checksums are sha256, one for the header
-and one per tensor (each tensor is written in order, so its hash grows with it). sha256 runs at 1.8 GB/s on one core
-with SHA extensions, far above what an extraction produces on it.
+The number of rows is known before the first of them is computed, so the header is final from the start and each batch
+of rows goes straight to its place in every tensor: nothing is held in memory until the shard is full. Checksums are
+sha256, one for the header and one per tensor (each tensor is written in order, so its hash grows with it). sha256 runs
+at 1.8 GB/s on one core with SHA extensions, far above what an extraction produces on it.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class ShardWriter:
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Write the next rows of every tensor."""
         for name, column in columns.items():
-            content = memoryview(np.ascontiguousarray(column)).cast("B")
+            content = np.ascontiguousarray(column).data.cast("B")
             self._hashes[name].update(content)
             _write_all(self._handle, content, self._at[name])
             self._at[name] += len(content)
@@ -145,7 +145,7 @@ def _sha256(path: Path, name: str) -> str | None:
 
 
 class Shard:
-    """A finished shard, memory-mapped: `shard[name]` is a tensor that shares the file's pages; writing to it never reaches the file."""
+    """A finished shard, memory-mapped: `shard[name]` shares the file's pages; writing to it never reaches the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -3,10 +3,10 @@
 A store of n rows and a horizon ("window") of w rows:
 
     n <= w:   one permutation of all rows
-    n > w:    the blocks of 256 rows are permuted over the whole store, and the rows of each run of w / 256 blocks among themselves
+    n > w:    blocks of 256 rows are permuted over the whole store, then the rows within each run of w / 256 blocks
 
-Two rows are neighbours in the order of one epoch with the same chance wherever they stand in the store, up to their block. Any stretch
-of the order is computed without the ones before it, which is what makes `first=k` free.
+Two rows are neighbours in the order of one epoch with the same chance wherever they stand in the store, up to their
+block. Any stretch of the order is computed without the ones before it, which is what makes `first=k` free.
 """
 
 import threading
@@ -41,7 +41,7 @@ class Order:
 
     @cached_property
     def _blocks(self) -> Int[np.ndarray, " blocks"]:
-        """Blocks in reading order; the short last block, if any, stays last, so that windows begin at multiples of `window`."""
+        """Blocks in reading order. A short last block stays last, so that windows begin at multiples of `window`."""
         whole = self.n // BLOCK
         return np.concatenate([self._random(0).permutation(whole), np.arange(whole, -(-self.n // BLOCK))])
 

@@ -6,8 +6,9 @@ A folder:
     plan.json (plan-00001.json ...)   what was fed to the model, in which batches and shards; one file per part
     manifest.json                 written last: what the rows are and from what, sizes and sha256 of every shard
 
-A store grows by parts: `interp.extract.extract` makes the first, `append=True` and `merge` add more. `doc` counts through the token
-files of all parts: part p's document i has the number `first_doc[p] + i` (for the usual store of one part: i).
+A store grows by parts: `interp.extract.extract` makes the first, `append=True` and `merge` add more. `doc` counts
+through the token files of all parts: part p's document i has the number `first_doc[p] + i` (for the usual store of one
+part: i).
 """
 
 import shutil
@@ -61,7 +62,8 @@ class StoreSpec:
         """Read what `asdict` wrote; unknown fields are refused."""
         if unknown := sorted(value.keys() - {f.name for f in fields(cls)}):
             raise InputError(f"the store's description has unknown fields {unknown}; it was made by another version")
-        return cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return cls(**plain)
 
 
 class ActivationBatch(NamedTuple):
@@ -86,7 +88,7 @@ class ActivationStore:
 
     @classmethod
     def open(cls, path: str | Path, *, expect: StoreSpec | None = None) -> "ActivationStore":
-        """Open a finished store. Sizes of shards are checked here, contents by `verify`; `expect` refuses other settings."""
+        """Open a finished store. Shard sizes are checked here, contents by `verify`; `expect` refuses other settings."""
         path = Path(path)
         manifest = read_json(path / "manifest.json", "activation store")
         if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
@@ -107,8 +109,8 @@ class ActivationStore:
     def _refuse(self, damages: Sequence[str]) -> None:
         if damages:
             raise InputError(
-                f"{self.path}: {'; '.join(damages)}. The other {len(self.manifest['shards']) - len(damages)} shards are "
-                "untouched: run the same extraction again, it recomputes only what is damaged"
+                f"{self.path}: {'; '.join(damages)}. The other {len(self.manifest['shards']) - len(damages)} shards "
+                "are untouched: run the same extraction again, it recomputes only what is damaged"
             )
 
     def __len__(self) -> int:
@@ -122,7 +124,7 @@ class ActivationStore:
         return wanted
 
     def rows(self, site: str | Site, start: int, stop: int) -> Float[Tensor, "n ..."]:
-        """Rows start..stop of one site. Within one shard the tensor shares the file's pages; across shards it is a copy."""
+        """Rows start..stop of one site; within one shard they share the file's pages, across shards they are a copy."""
         return self._range(str(self.site(site)), start, stop)
 
     def keys(self, start: int, stop: int) -> ActivationBatch:
@@ -144,10 +146,11 @@ class ActivationStore:
     ) -> Iterator[ActivationBatch]:
         """Shuffled batches of `size` rows (the last may be smaller): each row once per epoch.
 
-        The order is a function of (seed, epoch) and the store alone: not of `workers`, which only read ahead, and `first=k` gives
-        what is left after k batches without reading them. Stores of up to `horizon_bytes` (2 GiB) are permuted as a
-        whole; in larger ones blocks of 256 rows are permuted over the whole store, and rows within each run of
-        `horizon_bytes` of such blocks, so that a batch mixes thousands of places of the store and reads stay long.
+        The order is a function of (seed, epoch) and the store alone: not of `workers`, which only read ahead, and
+        `first=k` gives what is left after k batches without reading them. Stores of up to `horizon_bytes` (2 GiB) are
+        permuted as a whole; in larger ones blocks of 256 rows are permuted over the whole store, and rows within each
+        run of `horizon_bytes` of such blocks, so that a batch mixes thousands of places of the store and reads stay
+        long.
         """
         if size < 1 or first < 0 or workers < 1:
             raise InputError(

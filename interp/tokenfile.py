@@ -2,7 +2,7 @@
 
 A folder, whole or absent:
 
-    tokens.bin      the token ids of all documents, one after the other, little-endian uint16 (uint32 for vocabularies over 65,536)
+    tokens.bin      the token ids of all documents, little-endian uint16 (uint32 for vocabularies over 65,536)
     offsets.npy     int64, documents + 1: document i is tokens[offsets[i]:offsets[i + 1]]
     template.bin    only with chat documents: uint8 per token, 1 where the chat template and not a message wrote it
     docs.jsonl      one line a document: its stable id and its number of tokens
@@ -16,38 +16,23 @@ the model expects.
 import hashlib
 import json
 import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 from interp.errors import InputError
-from interp.sealing import differences, digest, full_disk, partial_name, publish, read_json, sync, write_json
-from interp.tokens import Encoder, Pieces
-
-_FORMAT = "midlens-tokens"
-_VERSION = 1
-_BATCH_CHARACTERS = 1 << 20
-
-
-@runtime_checkable
-class TextDocument(Protocol):
-    """What a document has to offer: `interp.corpus.Document` does; `messages`, where present and not empty, makes it a chat."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def text(self) -> str: ...
+from interp.sealing import differences, full_disk, partial_name, publish, read_json
+from interp.tokens import Encoder
+from interp.tokenwriter import FORMAT, VERSION, TextDocument, content_of, write_files
 
 
 class TokenFile:
-    """Tokenised documents: `len(file)`, `file[i]` (token ids of document i), `file.ids`, `file.lengths`, `file.digest`."""
+    """Tokenised documents: `file[i]` are the token ids of document i, `file.ids[i]` its name."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -65,9 +50,9 @@ class TokenFile:
         """Open a finished token file; a damaged one is refused."""
         path = Path(path)
         manifest = read_json(path / "manifest.json", "token file")
-        if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
+        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
             raise InputError(
-                f"{path} is no token file of version {_VERSION}: its manifest says {manifest.get('format')!r}"
+                f"{path} is no token file of version {VERSION}: its manifest says {manifest.get('format')!r}"
             )
         wanted = manifest["n_tokens"] * np.dtype(manifest["dtype"]).itemsize
         size = (path / "tokens.bin").stat().st_size if (path / "tokens.bin").exists() else 0
@@ -142,10 +127,10 @@ def tokenize(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write(documents, encoder, partial, settings, workers or 2)
+        write_files(documents, encoder, partial, settings, workers or 2)
         publish(partial, path)
     except OSError as error:
-        raise full_disk(error, path.parent, needed=_BATCH_CHARACTERS, kept="Nothing was lost.") or error from error
+        raise full_disk(error, path.parent, needed=1 << 20, kept="Nothing was lost.") or error from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return TokenFile.open(path)
@@ -173,138 +158,5 @@ def _corpus_digest(documents: Iterable[TextDocument], n_read: int) -> str:
         return own
     content = hashlib.sha256()
     for document in islice(documents, n_read):
-        content.update(_content(document))
+        content.update(content_of(document))
     return content.hexdigest()
-
-
-def _content(document: TextDocument) -> bytes:
-    return json.dumps([document.id, document.text, list(getattr(document, "messages", ()))]).encode() + b"\n"
-
-
-class _Read(NamedTuple):
-    """One batch of documents on its way through the encoder."""
-
-    documents: list[TextDocument]
-    pieces: "Future[list[Pieces]]"
-
-
-def _write(
-    documents: Iterable[TextDocument], encoder: Encoder, folder: Path, settings: dict[str, Any], workers: int
-) -> None:
-    tally = _Tally(folder, encoder, settings["max_docs"], settings["max_tokens"])
-    waiting: deque[_Read] = deque()
-    with tally, ThreadPoolExecutor(workers) as pool:
-        for batch in _by_size(documents):
-            waiting.append(_Read(batch, pool.submit(encoder.encode, batch)))
-            if len(waiting) > workers and not tally.take(waiting.popleft()):
-                break
-        while waiting and tally.take(waiting.popleft()):
-            pass
-        pool.shutdown(cancel_futures=True)
-    if not tally.lengths:
-        raise InputError(
-            f"no token in the {tally.read} documents given ({tally.empty} of them empty); give documents with text"
-        )
-    tally.finish(settings, _corpus_digest(documents, 0) if hasattr(documents, "digest") else None)
-
-
-def _by_size(documents: Iterable[TextDocument]) -> Iterator[list[TextDocument]]:
-    """Consecutive documents, about a million characters at a time: enough for all cores, little to hold."""
-    batch: list[TextDocument] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text) + 64
-        if size >= _BATCH_CHARACTERS or len(batch) >= 4096:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-class _Tally:
-    """The files being written, and what is known about them so far."""
-
-    def __init__(self, folder: Path, encoder: Encoder, max_docs: int | None, max_tokens: int | None) -> None:
-        self.folder, self.encoder = folder, encoder
-        self.max_docs, self.max_tokens = max_docs, max_tokens
-        self.dtype = "<u2" if encoder.vocabulary <= 1 << 16 else "<u4"
-        self.lengths: list[int] = []
-        self.n_tokens = self.read = self.empty = 0
-        self.seen: set[str] = set()
-        self.chat = False
-        self.hashes = {name: hashlib.sha256() for name in ("tokens.bin", "template.bin", "docs.jsonl", "corpus")}
-        self.files = {name: (folder / name).open("wb") for name in ("tokens.bin", "template.bin", "docs.jsonl")}
-
-    def __enter__(self) -> "_Tally":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def take(self, batch: _Read) -> bool:
-        """Write one batch of documents; False once enough of them are there."""
-        for document, pieces in zip(batch.documents, batch.pieces.result(), strict=True):
-            if self.n_tokens >= (self.max_tokens or np.inf) or len(self.lengths) >= (self.max_docs or np.inf):
-                return False
-            if document.id in self.seen:
-                raise InputError(f"two documents have the id {document.id!r}; ids must be unique")
-            self.seen.add(document.id)
-            self.hashes["corpus"].update(_content(document))
-            self.read += 1
-            if not len(pieces.ids):
-                self.empty += 1
-                continue
-            self._document(document.id, pieces)
-        return True
-
-    def _document(self, name: str, pieces: Pieces) -> None:
-        count = len(pieces.ids)
-        self.lengths.append(count)
-        self.n_tokens += count
-        self.chat |= pieces.template is not None
-        template = np.zeros(count, np.uint8) if pieces.template is None else pieces.template
-        line = json.dumps({"id": name, "tokens": count}) + "\n"
-        self._put("tokens.bin", pieces.ids.astype(self.dtype).tobytes())
-        self._put("template.bin", template.tobytes())
-        self._put("docs.jsonl", line.encode())
-
-    def _put(self, name: str, content: bytes) -> None:
-        self.hashes[name].update(content)
-        self.files[name].write(content)
-
-    def finish(self, settings: dict[str, Any], corpus_digest: str | None) -> None:
-        """Write offsets and manifest; everything on disk afterwards."""
-        offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
-        np.save(self.folder / "offsets.npy", offsets)
-        if not self.chat:
-            (self.folder / "template.bin").unlink()
-        bos = self.encoder.bos if settings["prepend_bos"] else None
-        parts = {name: self.hashes[name].hexdigest() for name in ("tokens.bin", "template.bin", "docs.jsonl")}
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "digest": digest({**parts, "tokenizer": self.encoder.sha256, "bos": bos}),
-            "corpus_digest": corpus_digest or self.hashes["corpus"].hexdigest(),
-            "n_tokens": self.n_tokens,
-            "n_documents": len(self.lengths),
-            "n_read": self.read,
-            "n_empty": self.empty,
-            "dtype": self.dtype,
-            "bos": bos,
-            "template": self.chat,
-            "tokenizer": self.encoder.identity(),
-            "settings": settings,
-        }
-        for file in self.folder.iterdir():
-            sync(file)
-        write_json(self.folder / "manifest.json", manifest)
-
-
-def documents_of(file: TokenFile, ids: Sequence[str]) -> list[int]:
-    """The indices of the documents named `ids`."""
-    known = {name: index for index, name in enumerate(file.ids)}
-    if missing := [name for name in ids if name not in known]:
-        raise InputError(f"{file.path} holds no document {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)")
-    return [known[name] for name in ids]

@@ -1,7 +1,8 @@
 """From text to token ids: what `interp.tokenfile` asks of a Hugging Face tokenizer.
 
-A fast tokenizer is used through a private copy of its Rust core: `encode_batch` is threaded, frees the interpreter lock, and the copy
-has no truncation or padding left over from somebody else's call. A slow tokenizer is called as it is.
+A fast tokenizer is used through a private copy of its Rust core: `encode_batch` is threaded, frees the interpreter
+lock, and the copy has no truncation or padding left over from somebody else's call. A slow tokenizer is called as it
+is.
 """
 
 import hashlib
@@ -37,8 +38,8 @@ class Encoder(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Any, *, prepend_bos: bool) -> "Encoder":
-        """Wrap a Hugging Face tokenizer, fast or slow; with `prepend_bos` the BOS that a chat template writes is taken away."""
-        if not hasattr(tokenizer, "get_vocab") or not callable(tokenizer):
+        """Wrap a Hugging Face tokenizer; with `prepend_bos` the BOS that a chat template writes is taken away."""
+        if not hasattr(tokenizer, "get_vocab"):
             raise InputError(
                 f"tokenize needs a Hugging Face tokenizer, got {type(tokenizer).__name__}; "
                 "pass model.tokenizer or AutoTokenizer.from_pretrained(NAME)"
@@ -113,8 +114,8 @@ class Encoder(NamedTuple):
             if len(skeleton) == len(words) + 1 and _woven(skeleton, words) == rendered:
                 return rendered, _spans(skeleton, words)
         raise InputError(
-            f"document {document.id!r}: the chat template of {self.name!r} rewrites its messages, so template and content "
-            "tokens cannot be told apart; give the rendered conversation as plain text instead"
+            f"document {document.id!r}: the chat template of {self.name!r} rewrites its messages, so template and "
+            "content tokens cannot be told apart; give the rendered conversation as plain text instead"
         )
 
     def _template(self, messages: Sequence[Any], contents: list[str]) -> str:
