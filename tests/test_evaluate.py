@@ -13,6 +13,7 @@ from interp.batching import batches
 from interp.errors import InputError
 from interp.model import HookedModel, Where
 from interp.sites import Site
+from midlens.evaluate import Evaluate
 from saes.evaluate import Evaluation, evaluate, measure_loss, measure_rows, names_of, row_norms, threshold_of
 from saes.reconstruction import ReconstructionFitter
 from saes.splice import massive_threshold, replace_rows
@@ -290,6 +291,19 @@ def test_names_come_from_store_and_sae_unless_given(tmp_path):
         names_of(nameless, store)
     with pytest.raises(InputError, match=r"holds blocks\.1\.hook_resid_post, not blocks\.2\.hook_resid_post"):
         names_of(named, store, site="resid_post.2")
+
+
+def test_the_command_evaluates_and_writes(tmp_path, monkeypatch, capsys):
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens, _ = _text_and_rows(tmp_path, model)
+    planted.orthonormal_sae(48, 24, 8, hook_name=SITE).save(tmp_path / "sae")
+    asked = []
+    monkeypatch.setattr(HookedModel, "load", lambda name, **options: asked.append(name) or model)
+    command = Evaluate(tmp_path / "sae", tmp_path / "store", tmp_path / "tokens", out=tmp_path / "evaluation.json")
+    assert command.run() == 0 and asked == ["planted"]
+    found = Evaluation.load(tmp_path / "evaluation.json")
+    assert capsys.readouterr().out == f"{found.text()}\n{tmp_path / 'evaluation.json'}\n"
+    assert found.ce_tokens == tokens.n_tokens - 4 and 0 < found.loss_recovered < 1
 
 
 def test_a_foreign_record_is_refused(tmp_path):
