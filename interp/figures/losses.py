@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def loss_bars(*, clean: float, spliced: float, zero: float) -> "plotly.graph_objects.Figure":
     """Cross-entropy, nats per token: clean, with the SAE's reconstruction spliced in, and with zeros spliced in."""
     bars = (("zero-ablated", zero, VERMILLION), ("SAE spliced in", spliced, BLUE), ("clean model", clean, GREEN))
-    figure = blank(xaxis_title="cross-entropy, nats per token (lower is better)")
+    figure = blank(xaxis_title="loss, nats per token (lower is better)")
     figure.add_bar(
         orientation="h",
         y=[name for name, _, _ in bars],
