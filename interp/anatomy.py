@@ -128,6 +128,23 @@ class Anatomy:
         """Whether the model gives logits."""
         return hasattr(hf, self.head.split(".")[0])
 
+    def validate(self, hf: nn.Module) -> None:
+        """Refuse a model that lacks a module named here."""
+        below = [self.ln1, self.attn, self.q, self.k, self.v, self.q_norm, self.k_norm, self.o, self.attn_out, self.ln2]
+        below += [self.mlp_pre, self.mlp_pre_linear, self.mlp_post, self.mlp_out]
+        try:
+            for path in (self.embed, self.norm):
+                module_at(self.body(hf), path)
+            if not isinstance(module_at(self.body(hf), self.layers), nn.ModuleList):
+                raise AttributeError(f"{self.layers} is no ModuleList")
+            for path in below if len(self.blocks(hf)) else []:  # `upto=embed` loads no layer
+                self.at(hf, 0, path or "")
+        except AttributeError as error:
+            raise InputError(
+                f"{type(hf).__name__} is not built as its anatomy says: {error}. Expected the modules of "
+                f"{self.spec.family}; merge adapters into the model before wrapping it, or correct the anatomy"
+            ) from error
+
     def missing(self, point: Point) -> str | None:
         """Why this architecture has no such point, or `None` if it has."""
         spec = self.spec

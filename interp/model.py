@@ -43,6 +43,7 @@ class HookedModel:
     """A model that can be captured from and edited; see the module's docstring."""
 
     def __init__(self, hf: nn.Module, tokenizer: Any, anatomy: Anatomy) -> None:
+        anatomy.validate(hf)
         self.hf, self.tokenizer, self.anatomy = hf, tokenizer, anatomy
         self.name: str = getattr(getattr(hf, "config", None), "_name_or_path", "") or type(hf).__name__
         self.revision: str | None = None

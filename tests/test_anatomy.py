@@ -186,3 +186,13 @@ def test_a_soft_cap_is_never_dropped():
     hf.config._attn_implementation = "sdpa"
     with pytest.raises(InputError, match="'sdpa' would drop the soft-cap of gemma2; expected one of eager"):
         model(tokens)
+
+
+def test_a_model_built_otherwise_is_refused():
+    hf = tiny("llama")
+    hf.model.layers[0].mlp.gate_proj = None
+    del hf.model.layers[0].mlp.gate_proj
+    with pytest.raises(InputError, match=r"not built as its anatomy says: .*'gate_proj'.*merge adapters"):
+        HookedModel.wrap(hf)
+    with pytest.raises(InputError, match=r"LlamaForCausalLM is not built as its anatomy says: .*'wte'"):
+        HookedModel.wrap(tiny("llama"), anatomy=dataclasses.replace(wrapped("llama").anatomy, embed="wte"))

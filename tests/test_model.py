@@ -218,6 +218,45 @@ def test_a_headless_model_captures_but_gives_no_logits():
         assert base.run_with_cache(tokens, "embed")[0] is None
 
 
+class Int8Linear(nn.Module):
+    """A stand-in for a quantised projection: no floating-point weight, and a forward of its own."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("codes", (linear.weight.detach() / self.scale).round().to(torch.int8))
+
+    def forward(self, x):
+        return x @ (self.codes * self.scale).T
+
+
+def test_quantised_projections_work_and_the_model_is_left_as_it_was():
+    hf = tiny("llama")
+    for layer in hf.model.layers:
+        layer.self_attn.q_proj = Int8Linear(layer.self_attn.q_proj)
+        layer.mlp.down_proj = Int8Linear(layer.mlp.down_proj)
+
+    def state() -> list[object]:
+        tensors = hf.state_dict(keep_vars=True).items()
+        modules = [(n, id(m), len(m._forward_hooks)) for n, m in hf.named_modules()]
+        return [
+            *modules,
+            *((n, id(x), x.data_ptr(), x.dtype, x.requires_grad, float(x.detach().sum())) for n, x in tensors),
+        ]
+
+    before, tokens = state(), random_tokens(hf, 1, 6)
+    model = HookedModel.wrap(hf)
+    with torch.no_grad():
+        found = model.capture(tokens, ["q.1", "ln1.1"])
+        module = hf.model.layers[1]
+        read = found[Site.parse("ln1.1")] * module.input_layernorm.weight
+        torch.testing.assert_close(found[Site.parse("q.1")].flatten(-2), module.self_attn.q_proj(read))
+        with model.edited({Site.parse("mlp_out.1"): lambda x, where: x * 0}):
+            at = model.capture(tokens, ["resid_mid.1", "resid_post.1"])
+        assert torch.equal(*at.values())
+    assert state() == before
+
+
 class OwnBlock(nn.Module):
     """A block of our own that works in place, as hand-written models do."""
 
