@@ -4,7 +4,7 @@
 - `hf_eager`: the same Hugging Face model called by itself with eager attention: resid_pre, resid_post, pattern, logits.
 - `transformer_lens`: transformer-lens's `TransformerBridge` over a copy that shares storage (`model.bridge()`).
 
-An opinion that cannot be had raises `Unavailable` with the reason when it is set up.
+An opinion that cannot be had raises `Unavailable` with the reason, when it is set up or when it is asked.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from interp.errors import InputError
 from interp.model import HookedModel
 from interp.plain import plain_run
 from interp.quiet import quiet_transformers
@@ -100,16 +101,11 @@ def _eager(hf: nn.Module) -> Iterator[None]:
 
 
 def _transformer_lens(model: HookedModel, wanted: list[Site]) -> Ask:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            bridge = model.bridge()
-    except Exception as error:  # whatever another project's set-up raises, parity goes on without it and says why
-        raise Unavailable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    with _theirs():
+        bridge = model.bridge()
 
     def ask(tokens: Tensor) -> Values:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _theirs():
             logits, cache = bridge.run_with_cache(tokens.to(model.device))
         values = {}
         for site in {Site(site.point, site.layer) for site in wanted}:
@@ -119,6 +115,19 @@ def _transformer_lens(model: HookedModel, wanted: list[Site]) -> Ask:
         return _pick(wanted, values) | {LOGITS: logits}
 
     return ask
+
+
+@contextlib.contextmanager
+def _theirs() -> Iterator[None]:
+    """Another project's code: its warnings are not ours; whatever it raises, parity goes on without it and says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError as error:
+        raise Unavailable(str(error)) from error
+    except Exception as error:
+        raise Unavailable(f"{type(error).__name__}: {error}") from error
 
 
 def _cached(cache: object, name: str) -> Tensor | None:

@@ -52,11 +52,9 @@ def parity(
     absent: dict[str, str] = {}
     for name in opinions:
         try:
-            ask = opinion(name, model, wanted, dtype=dtype)
+            tallies[name] = _compare(own, opinion(name, model, wanted, dtype=dtype), tokens, lengths)
         except Unavailable as error:
             absent[name] = str(error)
-            continue
-        tallies[name] = _compare(own, ask, tokens, lengths)
 
     def far(key: str) -> dict[str, Deviation]:
         return {name: Deviation(t[key].absolute, t[key].relative) for name, t in tallies.items() if key in t}

@@ -117,7 +117,7 @@ class ParityTable:
         for name in names:
             site, d = self.worst(name)
             lines.append(f"largest against {name}: {d.relative:.2e} relative at {site}")
-        lines += [f"{name}: not available: {why}" for name, why in self.absent.items()]
+        lines += [f"{name}: not available: {' '.join(why.split())}" for name, why in self.absent.items()]
         return "\n".join(lines)
 
 

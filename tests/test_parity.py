@@ -74,10 +74,21 @@ def test_an_absent_opinion_is_reported_with_its_reason(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "transformer_lens.model_bridge.sources", None)
     model = HookedModel.wrap(tiny("llama"))
     table = parity(model, random_tokens(model.hf, 1, 8), sites=["z.0"])
-    assert "transformer-lens 3.9 is not installed" in table.absent["transformer_lens"]
-    assert "transformer_lens: not available: InputError: transformer-lens 3.9 is not installed" in table.text()
-    with pytest.raises(InputError, match=r"nothing was compared with 'transformer_lens': .* not installed"):
+    assert table.absent["transformer_lens"].startswith("transformer-lens 3.9 is missing")
+    assert "transformer_lens: not available: transformer-lens 3.9 is missing" in table.text()
+    with pytest.raises(InputError, match=r"nothing was compared with 'transformer_lens': transformer-lens 3.9 is miss"):
         table.raise_if_above(1e-5, opinion="transformer_lens")
+
+
+def test_an_opinion_that_fails_when_asked_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch):
+    class Broken:
+        def run_with_cache(self, tokens: torch.Tensor) -> None:
+            raise KeyError("hook_q")
+
+    monkeypatch.setattr(HookedModel, "bridge", lambda self: Broken())
+    model = HookedModel.wrap(tiny("llama"))
+    table = parity(model, random_tokens(model.hf, 1, 8), sites=["z.0"], opinions=("transformer_lens", "plain"))
+    assert table.absent == {"transformer_lens": "KeyError: 'hook_q'"} and table.opinions == ("plain",)
 
 
 def test_a_partly_loaded_model_is_compared_as_far_as_it_goes(tmp_path: Path):

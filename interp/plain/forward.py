@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+import interp.plain.blocks as blocks
 from interp.errors import InputError
-from interp.plain import blocks
 from interp.plain.settings import Settings, read_settings
 from interp.plain.weights import Layer, Weights
 from interp.sites import Point, Site
