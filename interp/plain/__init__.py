@@ -2,8 +2,8 @@
 
 `plain_run(config, weights, tokens)` takes a configuration as a dict and a state dict; it gives the logits and every
 `Site`. It shares no code with Hugging Face, transformer-lens or `interp.model`; from Hugging Face it takes only the
-*names* of parameters and configuration fields. It is the truth that `midlens parity` and the tests hold a model against,
-so it is written to be read: einsum with axis letters, explicit masks, a loop over layers, float64 unless told otherwise.
+*names* of parameters and configuration fields. It is the truth that `midlens parity` and the tests hold a model
+against, so it is written to be read: einsum with axis letters, explicit masks, a loop over layers, float64 by default.
 
 One block, with x the residual stream (`resid_pre`), n the block's norm before its gain and γ the gain:
 

@@ -15,7 +15,7 @@ from interp.sites import Point, Site
 
 
 class PlainRun(NamedTuple):
-    """What one run gives: logits (None where not all layers ran, or the weights hold no final norm or head) and sites."""
+    """Logits (None where not all layers ran, or the weights hold no final norm or no head) and sites."""
 
     logits: Float[Tensor, "b t v"] | None
     sites: dict[Site, Tensor]
