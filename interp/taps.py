@@ -56,6 +56,8 @@ def _tap_of_point(anatomy: Anatomy, hf: nn.Module, site: Site) -> Tap:
         return _norm_tap(anatomy.ln_final(hf), anatomy.spec)
     assert layer is not None
     blocks = anatomy.blocks(hf)
+    if point is Point.RESID_PRE and not len(blocks):  # loaded without any layer: the stream goes straight to the norm
+        return Tap(anatomy.ln_final(hf), "in")
     if point is Point.RESID_POST or (point is Point.RESID_PRE and layer == len(blocks)):
         return Tap(blocks[layer if point is Point.RESID_POST else layer - 1], "out")
     if point is Point.RESID_PRE:

@@ -74,8 +74,8 @@ def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hu
 
     if getattr(config, "quantization_config", None):
         raise InputError(f"{folder} holds a quantised checkpoint, which cannot be loaded in part; leave `upto` out")
-    short = truncated_config(config, keep)
     with quiet_transformers(), torch.device("meta"):
+        short = truncated_config(config, keep)
         empty = AutoModel.from_config(short)
     prefix = f"{empty.base_model_prefix}."
     if keep < config.num_hidden_layers:  # the final norm stands above every site that is left

@@ -16,6 +16,7 @@ from interp.errors import InputError
 from interp.families import anatomy_of
 from interp.gguf_header import read_header
 from interp.loading import SUPPORTED, layers_needed, load_hf, parse_dtype
+from interp.model import HookedModel
 from interp.presets import PRESETS
 from interp.sites import Site
 from tests.tiny_models import FAMILIES, random_tokens, tiny
@@ -121,6 +122,18 @@ def test_partial_model_reads_and_holds_only_what_it_runs(saved, reads, site, lay
         assert torch.equal(stream(loaded.hf, tokens, layers), stream(model, tokens, layers))
     embed = model.get_input_embeddings().weight
     assert torch.equal(loaded.hf.get_input_embeddings().weight, embed)
+
+
+def test_a_partial_hooked_model_captures_what_the_whole_one_does(saved):
+    folder, model = saved
+    whole, tokens = HookedModel.wrap(model), random_tokens(model, 2, 11)
+    for name in ("embed", "resid_pre.0", "ln1.0", "resid_pre.1", "attn_out.1", "resid_post.1", "ln_final"):
+        site = Site.parse(name)
+        part = HookedModel.load(str(folder), upto=site, dtype=torch.float32, device="cpu")
+        assert part.cfg.n_layers == whole.cfg.n_layers
+        assert part.loaded_layers == layers_needed(site, whole.cfg.n_layers)
+        with torch.no_grad():
+            assert torch.equal(part.capture(tokens, [site])[site], whole.capture(tokens, [site])[site]), name
 
 
 def test_upto_ln_final_is_everything_but_the_head(saved):
