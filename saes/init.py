@@ -10,6 +10,7 @@ ReLU is positively homogeneous, hence exact: codes and reconstruction of the res
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -71,7 +72,7 @@ def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, toleranc
     return point
 
 
-def start(config: SAEConfig, sample: Float[Tensor, "n d"], scaling: Scaling, *, b_dec: Start, seed: int) -> SAE:
+def start(config: SAEConfig, sample: Float[Tensor, "n d"], scaling: Scaling, *, b_dec: Start | str, seed: int) -> SAE:
     """First weights, for activations multiplied by `scaling.scale`."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(config.d_sae, config.d_in, generator=generator)
@@ -84,6 +85,8 @@ def start(config: SAEConfig, sample: Float[Tensor, "n d"], scaling: Scaling, *, 
             centre = ordinary.mean(0)
         case "zeros":
             centre = torch.zeros(config.d_in)
+        case _:
+            raise InputError(f"b_dec starts at one of {', '.join(map(repr, get_args(Start)))}, got {b_dec!r}")
     weights = {"W_enc": rows.T, "b_enc": torch.zeros(config.d_sae), "W_dec": rows, "b_dec": centre}
     return SAE.of_weights(config, **{name: tensor.float() for name, tensor in weights.items()})
 

@@ -14,9 +14,7 @@ from midlens_kernels import topk_decode, topk_encode
 from torch import Tensor
 
 
-def reconstruction(
-    error: Float[Tensor, "n d"], kept: Float[Tensor, " n"], variance: Float[Tensor, ""]
-) -> Float[Tensor, ""]:
+def reconstruction(error: Float[Tensor, "n d"], kept: Float[Tensor, " n"], variance: float) -> Float[Tensor, ""]:
     """Mean squared error over the kept tokens (weight 1, others 0), as a fraction of the variance."""
     return (error.square().sum(1) * kept).sum() / (kept.sum().clamp(min=1) * variance)
 

@@ -94,7 +94,7 @@ def step(state: TrainState, x: Float[Tensor, "n d"]) -> StepLog:
     codes = sae.activate(x)
     values = codes.values * kept.repeat_interleave(config.k)
     error = (x - sae.decode(codes._replace(values=values))) * kept[:, None]
-    loss = reconstruction(error, kept, x.new_tensor(state.scaling.variance))
+    loss = reconstruction(error, kept, state.scaling.variance)
     aux = _auxiliary(state, x, error) if config.aux_weight and len(state.dead) else x.new_zeros(())
     (loss + config.aux_weight * aux).backward()
     _descend(state)

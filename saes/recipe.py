@@ -41,7 +41,7 @@ class TrainConfig:
     """Dead features per token in the auxiliary loss; by default half the width of the activations."""
     dead_after_tokens: int = 10_000_000
     """A feature that has not fired for this many tokens counts as dead."""
-    b_dec: Start = "geometric_median"
+    b_dec: Start | str = "geometric_median"
     """Where the decoder's bias starts."""
     massive: float = 10.0
     """Rows whose norm exceeds this many times the median are kept out of training and counted."""

@@ -159,9 +159,9 @@ def _diagnosis(error: NotFinite, batches: Iterator[ActivationBatch], site: Site)
             row = int(bad[0])
             return (
                 f"{error}: {len(bad)} activations of step {number + 1} hold NaN or infinite values, the first at "
-                f"document {int(batch.doc[row])}, position {int(batch.position[row])}. {kept} Check the store with "
-                "`midlens store verify`; if it is whole, the model produced them: extract again in a wider dtype, "
-                "and run this again"
+                f"document {int(batch.doc[row])}, position {int(batch.position[row])}. {kept} If `midlens store "
+                "verify` finds the store damaged, repeat its extraction and run this again; if it is whole, the model "
+                "produced them: extract in a wider dtype and train in another folder"
             )
     return f"{error}, though all activations are finite: training diverged. {kept} Take a smaller lr and another folder"
 

@@ -1,4 +1,4 @@
-"""The losses against dense formulas; above all, that AuxK's gradient is plain autograd's, dead encoder rows included."""
+"""The losses against dense formulas; above all, AuxK's gradient is plain autograd's, dead encoder rows included."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_reconstruction_is_a_fraction_of_the_variance():
     g = torch.Generator().manual_seed(0)
     x = 3 + torch.randn(500, 4, generator=g, dtype=torch.float64)
     centred = x - x.mean(0)
-    variance = centred.square().sum(1).mean()
+    variance = centred.square().sum(1).mean().item()
     everyone = torch.ones(500, dtype=torch.float64)
     torch.testing.assert_close(reconstruction(centred, everyone, variance).item(), 1.0)
     kept = (torch.arange(500) % 3 == 0).double()

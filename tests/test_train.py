@@ -1,0 +1,366 @@
+"""SAE training: the step against plain autograd, the start, the fold, resume after SIGKILL, bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from interp.errors import InputError
+from interp.loop import checkpoints
+from interp.tensorfile import read_tensors
+from saes.init import Scaling, geometric_median, measure, start, unscaled
+from saes.optimise import TrainState, refresh, step
+from saes.recipe import TrainConfig
+from saes.sae import CFG, SAE, SAEConfig
+from saes.train import fit
+from tests.rows import SITE, MemoryRows, sparse_mixture
+
+SMALL = {"d_sae": 32, "k": 3, "batch_size": 64, "lr": 3e-3, "dead_after_tokens": 2000, "checkpoint_every": 20}
+
+
+def state(d: int = 8, f: int = 24, scale: float = 2.0, dead: tuple[int, ...] = (), **over) -> TrainState:
+    config = TrainConfig(**{"d_sae": f, "k": 4, "lr": 1e-2, "warmup": 0.0, **over})
+    scaling = Scaling(scale=scale, threshold=50.0, variance=7.0, rows=10, massive=0)
+    g = torch.Generator().manual_seed(1)
+    rows = functional.normalize(torch.randn(f, d, generator=g), dim=1)
+    weights = {
+        "W_enc": rows.T,
+        "W_dec": rows,
+        "b_enc": 0.1 * torch.randn(f, generator=g),
+        "b_dec": torch.randn(d, generator=g),
+    }
+    made = TrainState(SAE.of_weights(SAEConfig(d_in=d, d_sae=f, k=4), **weights), config, scaling, steps=100)
+    made.dead = torch.tensor(dead, dtype=torch.int64)
+    return made
+
+
+class Plain:
+    """The same recipe in dense float64 autograd with PyTorch's plain Adam."""
+
+    def __init__(self, of: TrainState) -> None:
+        self.of, sae = of, of.sae
+        self.p = {name: t.detach().double().requires_grad_() for name, t in sae.named_parameters()}
+        self.adam = torch.optim.Adam(self.p.values(), lr=of.config.lr, eps=6.25e-10, foreach=False)
+
+    def loss(self, x: Tensor, dead: Tensor) -> Tensor:
+        p, config, scaling = self.p, self.of.config, self.of.scaling
+        x = x[x.norm(dim=1) <= scaling.threshold].double() * scaling.scale  # massive rows simply are not there
+        pre = (x - p["b_dec"]) @ p["encoder"].T + p["b_enc"]
+        code = (pre * (pre >= pre.topk(config.k).values[:, -1:])).relu()
+        error = x - code @ p["W_dec"] - p["b_dec"]
+        loss = error.square().sum(1).mean() / scaling.variance
+        if len(dead):
+            e = error.detach()
+            guess = ((x - p["b_dec"].detach()) @ p["encoder"][dead].T + p["b_enc"][dead]).relu() @ p["W_dec"][dead]
+            loss = loss + config.aux_weight * len(dead) / config.k_aux * (e - guess).square().sum() / e.square().sum()
+        return loss
+
+    def step(self, x: Tensor, dead: Tensor) -> None:
+        W = self.p["W_dec"]
+        self.adam.zero_grad()
+        self.loss(x, dead).backward()
+        W.grad -= (W.grad * W.detach()).sum(1, keepdim=True) * W.detach()
+        torch.nn.utils.clip_grad_norm_(self.p.values(), self.of.config.clip)
+        self.adam.step()
+        with torch.no_grad():
+            W /= W.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.05], ids=["free", "clipped"])
+@pytest.mark.parametrize("dead", [(), (3, 7, 20)], ids=["alive", "aux"])
+def test_steps_equal_dense_autograd(clip, dead):
+    """Ten steps, with massive rows in each batch."""
+    ours = state(dead=dead, clip=clip, k_aux=10, decay=0.0)
+    plain = Plain(ours)
+    g = torch.Generator().manual_seed(2)
+    for _ in range(10):
+        x = torch.randn(40, 8, generator=g)
+        x[5] *= 1000
+        log = step(ours, x)
+        plain.step(x, torch.tensor(dead, dtype=torch.int64))
+        assert log.massive == 1
+    for name, parameter in ours.sae.named_parameters():
+        torch.testing.assert_close(parameter.double(), plain.p[name], rtol=1e-3, atol=2e-5, msg=name)
+    assert int(ours.seen) == 390 and int(ours.massive) == 10
+
+
+def test_the_auxiliary_loss_moves_the_encoder_row_of_a_dead_feature():
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    for dead, moved in (((9,), True), ((), False)):
+        s = state(dead=dead, k_aux=4)
+        with torch.no_grad():
+            s.sae.b_enc[9] = -100.0  # never among the top k
+            s.sae.b_enc[9] += 0 if not dead else 100.2  # ... and with a bias that lets the auxiliary loss see it
+            s.sae.encoder[9] *= 1e-3
+        before = s.sae.encoder[9].clone()
+        step(s, x)
+        assert (not torch.equal(before, s.sae.encoder[9])) == moved
+
+
+def test_silence_is_counted_in_tokens_and_dead_features_are_listed():
+    s = state(dead_after_tokens=120)
+    g = torch.Generator().manual_seed(3)
+    expected = torch.zeros(24, dtype=torch.int64)
+    for _ in range(4):
+        x = torch.randn(40, 8, generator=g)
+        x[7] *= 1000
+        with torch.no_grad():
+            s.sae.b_enc[:5] = -100.0
+            fired = (s.sae.activate(x[x.norm(dim=1) <= 50] * 2.0).pruned()).dense().sum(0) > 0
+        step(s, x)
+        expected = torch.where(fired, 0, expected + 39)
+    assert torch.equal(s.silent, expected)
+    assert len(s.dead) == 0
+    refresh(s)
+    assert s.dead.tolist() == (expected >= 120).nonzero()[:, 0].tolist() != []
+
+
+def test_the_decoder_keeps_unit_rows():
+    s = state()
+    for seed in range(5):
+        step(s, torch.randn(40, 8, generator=torch.Generator().manual_seed(seed)))
+    torch.testing.assert_close(s.sae.W_dec.norm(dim=1), torch.ones(24))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that moves a value to the host or makes a shape depend on the data."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in self.FORBIDDEN), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dead", [(), (3, 7, 20)])
+def test_a_step_never_waits_for_the_device(dead):
+    s = state(dead=dead, k_aux=2)
+    s.adam.param_groups[0]["fused"] = False  # on CPUs the fused kernel reads its step counter, on GPUs it does not
+    s.adam.param_groups[0]["capturable"] = False
+    x = torch.randn(40, 8)
+    with NoWaiting(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(s.adam, "step", lambda: None)
+        step(s, x)
+        with pytest.raises(AssertionError, match="waits for the device"):
+            refresh(s)
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    config = TrainConfig(lr=1.0, warmup=0.1, decay=0.2)
+    rates = [config.rate(step, 100, 64) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    assert set(rates[10:80]) == {1.0}
+    np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
+    ratio = TrainConfig(lr_scale=1).rate(50, 100, 2**14) / TrainConfig(lr_scale=1).rate(50, 100, 2**16)
+    assert math.isclose(ratio, 2) and math.isclose(TrainConfig(lr_scale=1).rate(50, 100, 2**14), 2e-4)
+
+
+def test_steps_count_epochs_or_tokens():
+    assert TrainConfig(epochs=3, batch_size=64).steps(100) == 6  # two batches an epoch, the second smaller
+    assert TrainConfig(tokens=1000, batch_size=64).steps(10**6) == 16
+    assert TrainConfig(epochs=2, batch_size=64).steps(10) == 2
+    assert TrainConfig(expansion=4).width(6) == 24 and TrainConfig(d_sae=7).width(6) == 7
+
+
+def test_scale_threshold_and_variance():
+    x = torch.randn(1000, 9, dtype=torch.float64) + 2
+    x[::100] *= 1e4
+    found = measure(x, massive=10.0)
+    usual = np.delete(x.numpy(), np.arange(0, 1000, 100), axis=0)
+    norms = np.linalg.norm(x.numpy(), axis=1)
+    assert found.massive == 10 and found.rows == 1000
+    assert math.isclose(found.threshold, 10 * np.sort(norms)[499], rel_tol=1e-12)
+    assert math.isclose(found.scale * np.linalg.norm(usual, axis=1).mean(), 3.0, rel_tol=1e-12)
+    assert math.isclose(found.variance, found.scale**2 * usual.var(axis=0).sum(), rel_tol=1e-12)
+
+
+def test_geometric_median_against_a_general_optimiser():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:10] += 50  # outliers that drag the mean
+    found = geometric_median(x)
+    best = minimize(lambda p: np.linalg.norm(x.numpy() - p, axis=1).sum(), x.mean(0).numpy(), tol=1e-10)
+    np.testing.assert_allclose(found, best.x, atol=1e-3)
+
+
+def test_the_start_is_tied_unit_and_centred():
+    x = torch.randn(200, 9)
+    x[0] *= 1e5
+    scaling = measure(x, massive=10.0)
+    config = SAEConfig(d_in=9, d_sae=40, k=3)
+    sae = start(config, x, scaling, b_dec="mean", seed=4)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
+    assert torch.equal(sae.encoder, sae.W_dec) and sae.encoder.data_ptr() != sae.W_dec.data_ptr()
+    torch.testing.assert_close(sae.b_dec, x[1:].mean(0) * scaling.scale)
+    assert torch.equal(start(config, x, scaling, b_dec="mean", seed=4).W_dec, sae.W_dec)
+    assert not torch.equal(start(config, x, scaling, b_dec="mean", seed=5).W_dec, sae.W_dec)
+    assert not start(config, x, scaling, b_dec="zeros", seed=4).b_dec.any()
+
+
+def test_unscaling_is_exact():
+    """Codes and reconstruction of the result are those on scaled activations, divided by the scale."""
+    s = state().sae
+    config = s.config
+    x = torch.randn(50, 8)
+    ours = unscaled(s, 3.7, config)
+    torch.testing.assert_close(ours.encode(x).dense(), s.encode(3.7 * x).dense() / 3.7)
+    torch.testing.assert_close(ours(x), s(3.7 * x) / 3.7)
+
+
+def test_it_finds_the_planted_dictionary(tmp_path):
+    x, directions = sparse_mixture(4000, d=32, f=48)
+    x[17] *= 1000
+    rows = MemoryRows(x)
+    sae = fit(rows, TrainConfig(**{**SMALL, "d_sae": 48}, epochs=20), tmp_path, site=SITE)
+    usual = torch.arange(len(x)) != 17
+    error = (x - sae(x))[usual].square().sum() / (x[usual] - x[usual].mean(0)).square().sum()
+    assert error < 0.05
+    assert ((directions @ sae.W_dec.T).max(dim=1).values > 0.95).float().mean() > 0.9
+    kept = sae.config.metadata
+    assert kept["hook_name"] == "blocks.3.hook_resid_post" and kept["model_name"] == "toy" and kept["prepend_bos"]
+    assert kept["midlens_training"]["massive_rows_seen"] == 20
+    assert x.norm(dim=1)[17] > kept["massive_norm_threshold"] > x.norm(dim=1)[usual].max()
+    lines = [json.loads(line) for line in (tmp_path / "training" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["massive"] for line in lines) == 20 and lines[-1]["explained_variance"] > 0.9
+    assert not (tmp_path / "training" / "checkpoints").exists()
+
+
+def test_a_finished_run_is_returned_without_training(tmp_path):
+    rows = MemoryRows(sparse_mixture(200)[0])
+    first = fit(rows, TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE)
+
+    def batches(*_, **__):
+        raise AssertionError("a finished run read the store")
+
+    rows.batches = batches
+    again = fit(rows, TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE)
+    assert torch.equal(first.W_dec, again.W_dec)
+    with pytest.raises(InputError, match=r"other settings \(k: 3 there, 4 asked for\)"):
+        fit(rows, TrainConfig(**{**SMALL, "k": 4}, epochs=1), tmp_path, site=SITE)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from saes import train
+from saes.recipe import TrainConfig
+from tests.rows import SITE, MemoryRows, sparse_mixture
+from tests.test_train import SMALL
+wait, path = int(sys.argv[1]), Path(sys.argv[2])
+taken, step = 0, train.step
+def counted(state, x):
+    global taken
+    taken += 1
+    if taken > wait:  # the parent kills here
+        (path / "waiting").touch()
+        import time
+        time.sleep(600)
+    return step(state, x)
+train.step = counted
+train.fit(MemoryRows(sparse_mixture(700)[0]), TrainConfig(**SMALL, tokens=6400), path / "sae", site=SITE)
+"""
+
+
+def child(path: Path, *, wait: int) -> subprocess.Popen:
+    path.mkdir(exist_ok=True)
+    root = Path(__file__).resolve().parents[1]
+    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(wait), str(path)], env=env, stderr=subprocess.DEVNULL)
+
+
+def test_a_hundred_steps_equal_fifty_killed_resumed(tmp_path):
+    """SIGKILL after 55 steps (the checkpoint is of step 40), then again: SAE and metrics are the same bytes."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = child(cut, wait=55)
+    assert child(whole, wait=1000).wait(timeout=120) == 0
+    deadline = time.monotonic() + 120
+    while not (cut / "waiting").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert [path.name for path in checkpoints(cut / "sae" / "training")] == [
+        f"step-{s:09d}.safetensors" for s in (20, 40)
+    ]
+    assert not (cut / "sae" / CFG).exists()
+    assert child(cut, wait=1000).wait(timeout=120) == 0
+    for name in (CFG, "sae_weights.safetensors", "training/metrics.jsonl", "training/run.json"):
+        assert (cut / "sae" / name).read_bytes() == (whole / "sae" / name).read_bytes(), name
+    assert json.loads((whole / "sae/training/metrics.jsonl").read_text().splitlines()[-1])["step"] == 100
+
+
+def test_nan_activations_are_named_and_the_checkpoint_is_whole(tmp_path):
+    x = sparse_mixture(700)[0]
+    config = TrainConfig(**SMALL, tokens=6400, sample=64)
+    order = torch.cat([b.doc * 10 + b.position for b in MemoryRows(x).batches([SITE], 64, seed=0, epoch=3)])
+    row = int(order[200])  # first met in epoch 3
+    rows = MemoryRows(x)
+
+    def batches(sites, size, *, seed, first=0, epoch=0):
+        for batch in MemoryRows(x).batches(sites, size, seed=seed, first=first, epoch=epoch):
+            if epoch == 3:
+                batch.acts[SITE][(batch.doc * 10 + batch.position) == row, 2] = float("nan")
+            yield batch
+
+    rows.batches = batches
+    expected = (
+        rf"loss.* became NaN or infinite in steps 31 to 40: 1 activations of step 37 hold NaN or infinite values, "
+        rf"the first at document {row // 10}, position {row % 10}. Checkpoints written before are whole. If `midlens"
+    )
+    with pytest.raises(InputError, match=expected):
+        fit(rows, config, tmp_path, site=SITE)
+    (held,) = checkpoints(tmp_path / "training")
+    tensors, facts = read_tensors(held, "checkpoint")
+    assert facts == {"step": 20} and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_a_run_that_diverges_is_told_apart_from_bad_activations(tmp_path):
+    rows = MemoryRows(sparse_mixture(200)[0])
+    with pytest.raises(InputError, match="though all activations are finite: training diverged"):
+        fit(rows, TrainConfig(**{**SMALL, "lr": 1e38}, epochs=20), tmp_path, site=SITE)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.full((10, 4), float("nan")),
+            "10 of 10 sampled activations hold NaN or infinite values; extract",
+        ),
+        (torch.zeros(10, 4), "all 10 sampled activations are zero; there is nothing to train on"),
+        (torch.ones(10, 4), "all 10 sampled activations are equal"),
+        (torch.zeros(0, 4), "the store holds no activations; extract some first"),
+    ],
+)
+def test_stores_without_information_are_refused(tmp_path, x, message):
+    with pytest.raises(InputError, match=message):
+        fit(MemoryRows(x), TrainConfig(**SMALL), tmp_path, site=SITE)
+
+
+def test_k_larger_than_the_width_is_refused(tmp_path):
+    with pytest.raises(InputError, match="k=33 active features do not fit an SAE of d_sae=32 features"):
+        fit(MemoryRows(torch.randn(100, 4)), TrainConfig(**{**SMALL, "k": 33}), tmp_path, site=SITE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"b_dec": "median"}, "b_dec starts at one of 'geometric_median', 'mean', 'zeros', got 'median'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr must be positive, got -1.0"),
+        ({"decay": 2.0}, "parts of the run .* got warmup=.*, decay=2.0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**options)
