@@ -170,9 +170,10 @@ class Anatomy:
         if site.layer is not None and site.layer >= spec.n_layers:
             raise InputError(f"{site}: the model has {spec.n_layers} layers, 0 to {spec.n_layers - 1}")
         if loaded < spec.n_layers and (site.layer is None or site.layer >= reach) and site.point is not Point.EMBED:
+            held = f"layers 0 to {loaded - 1}" if loaded else "none"
             raise InputError(
-                f"{site} is not loaded: this model was loaded with layers 0 to {loaded - 1} of {spec.n_layers} "
-                f"(upto=resid_post.{loaded - 1}); load it again with a later `upto`, or without"
+                f"{site} is not loaded: this model was loaded with {held} of {spec.n_layers} layers "
+                f"(upto=resid_pre.{loaded}); load it again with a later `upto`, or without"
             )
         heads = spec.n_kv_heads if site.point in (Point.K, Point.V, Point.ROT_K) else spec.n_heads
         if site.head is not None and site.head >= heads:

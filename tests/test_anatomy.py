@@ -167,7 +167,7 @@ def test_partial_models_refuse_what_is_above_and_say_so():
     anatomy = anatomy_of(hf)
     whole = dataclasses.replace(anatomy, spec=dataclasses.replace(anatomy.spec, n_layers=3))
     model, tokens = HookedModel.wrap(hf, anatomy=whole), random_tokens(hf, 1, 5)
-    message = r"layers 0 to 1 of 3 \(upto=resid_post.1\)"
+    message = r"loaded with layers 0 to 1 of 3 layers \(upto=resid_pre.2\)"
     for site in ("resid_post.2", "ln1.2", "ln_final"):
         with pytest.raises(InputError, match=message):
             model.capture(tokens, [site])
@@ -196,3 +196,17 @@ def test_a_model_built_otherwise_is_refused():
         HookedModel.wrap(hf)
     with pytest.raises(InputError, match=r"LlamaForCausalLM is not built as its anatomy says: .*'wte'"):
         HookedModel.wrap(tiny("llama"), anatomy=dataclasses.replace(wrapped("llama").anatomy, embed="wte"))
+
+
+def test_a_model_without_layers_gives_the_first_stream():
+    whole = tiny("gpt2")
+    hf = tiny("gpt2", num_hidden_layers=1).transformer
+    hf.h = torch.nn.ModuleList()
+    hf.load_state_dict({k: v for k, v in whole.transformer.state_dict().items() if not k.startswith("h.")})
+    model, tokens = HookedModel.wrap(hf, anatomy=wrapped("gpt2").anatomy), random_tokens(hf, 1, 5)
+    with torch.no_grad():
+        first = model.capture(tokens, ["resid_pre.0"])
+        assert first.keys() == (expected := HookedModel.wrap(whole).capture(tokens, ["resid_pre.0"])).keys()
+        assert torch.equal(*first.values(), *expected.values())
+    with pytest.raises(InputError, match="loaded with none of 3 layers"):
+        model.capture(tokens, ["resid_post.0"])
