@@ -185,7 +185,7 @@ class Extraction:
             if b == 1:
                 raise InputError(
                     f"out of memory on a single window of {t} tokens ({error}). The finished shards are kept. Free "
-                    "memory and call again; or start another store with a smaller max_length, or a smaller dtype or model"
+                    "memory and call again; or start another store with a smaller max_length, dtype or model"
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -100,9 +100,10 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-            entries[entry.pop("shard")] = entry
-        except (json.JSONDecodeError, KeyError, AttributeError):
+        except json.JSONDecodeError:
             continue
+        if isinstance(entry, dict) and entry.keys() == {"shard", "name", "rows", "bytes", "sha256"}:
+            entries[entry.pop("shard")] = entry
     return entries
 
 

@@ -88,7 +88,7 @@ class ActivationStore:
 
     @classmethod
     def open(cls, path: str | Path, *, expect: StoreSpec | None = None) -> "ActivationStore":
-        """Open a finished store. Shard sizes are checked here, contents by `verify`; `expect` refuses other settings."""
+        """Open a finished store. Shard sizes are checked, contents by `verify`; `expect` refuses other settings."""
         path = Path(path)
         manifest = read_json(path / "manifest.json", "activation store")
         if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
@@ -218,7 +218,8 @@ class ActivationStore:
     def _range(self, name: str, start: int, stop: int) -> Tensor:
         if not 0 <= start <= stop <= len(self):
             raise InputError(f"rows {start}..{stop} were asked for; the store has 0..{len(self)}")
-        first, last = (int(s) for s in self._shard_of(np.array([start, max(start, stop - 1)])))
+        ends = np.minimum([start, max(start, stop - 1)], len(self) - 1)
+        first, last = (int(s) for s in self._shard_of(ends))
         offset = int(self.ends[first - 1]) if first else 0
         if first == last:
             return self.shard(first)[name][start - offset : stop - offset]
@@ -268,21 +269,26 @@ def _merge(stores: Sequence[ActivationStore], out: Path) -> ActivationStore:
     for store in stores[1:]:
         if difference := differences(model_side(stores[0].manifest), model_side(store.manifest)):
             raise InputError(f"{stores[0].path} and {store.path} cannot be merged: {difference}")
+    specs = [spec for store in stores for spec in store.specs]
+    if len(set(specs)) < len(specs):
+        raise InputError("two of the stores to merge hold the same rows, which would stand in the result twice")
     partial = partial_name(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     manifest = {**stores[0].manifest, "parts": [], "shards": []}
     for store in stores:
-        for number, part in enumerate(store.manifest["parts"]):
-            shutil.copyfile(store.path / part_file(number), partial / part_file(len(manifest["parts"])))
+        for part in store.manifest["parts"]:
+            plan = part_file(len(manifest["parts"]))
+            shutil.copyfile(store.path / part["plan"], partial / plan)
             first_doc = next_doc(manifest["parts"], part["spec"]["tokens"])
-            manifest["parts"].append({**part, "first_doc": first_doc})
+            manifest["parts"].append({**part, "plan": plan, "first_doc": first_doc})
         for entry in store.manifest["shards"]:
             name = shard_file(len(manifest["shards"]))
             shutil.copyfile(store.path / entry["name"], partial / name)
-            sync(partial / name)
             manifest["shards"].append({**entry, "name": name})
     manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
+    for path in partial.iterdir():
+        sync(path)
     write_json(partial / "manifest.json", manifest)
     publish(partial, out)
     merged = ActivationStore.open(out)

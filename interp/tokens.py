@@ -7,13 +7,13 @@ is.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 
+from interp.chat import outside, render
 from interp.errors import InputError
 
 
@@ -85,7 +85,9 @@ class Encoder(NamedTuple):
             raise InputError("chat documents need a fast tokenizer (character offsets say which tokens are template)")
         encodings = self.core.encode_batch(texts, add_special_tokens=False)
         return [
-            Pieces(np.asarray(e.ids, np.int64), None if spans is None else _outside(spans, e.offsets))
+            Pieces(
+                np.asarray(e.ids, np.int64), None if spans is None else np.asarray(outside(spans, e.offsets), np.uint8)
+            )
             for e, (_, spans) in zip(encodings, rendered, strict=True)
         ]
 
@@ -101,27 +103,14 @@ class Encoder(NamedTuple):
             _valid(text, document.id)
         if not messages:
             return document.text, None
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise InputError(
-                f"document {document.id!r} is a chat, and the tokenizer {self.name!r} has no chat template; "
-                "use the instruction-tuned model's tokenizer, or give plain text"
-            )
-        contents = [message["content"] for message in messages]
-        rendered = self._template(messages, contents)
-        marks = [f"midlens{index}mark" for index in range(len(contents))]
-        skeleton = re.split("|".join(marks), self._template(messages, marks))
-        for words in (contents, [content.strip() for content in contents]):
-            if len(skeleton) == len(words) + 1 and _woven(skeleton, words) == rendered:
-                return rendered, _spans(skeleton, words)
-        raise InputError(
-            f"document {document.id!r}: the chat template of {self.name!r} rewrites its messages, so template and "
-            "content tokens cannot be told apart; give the rendered conversation as plain text instead"
-        )
-
-    def _template(self, messages: Sequence[Any], contents: list[str]) -> str:
-        chat = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False)
-        return text.removeprefix(self.tokenizer.bos_token) if self.strip_bos and self.tokenizer.bos_token else text
+        try:
+            rendered, spans = render(self.tokenizer, messages)
+        except InputError as error:
+            raise InputError(f"document {document.id!r}: {error}") from error
+        bos = self.tokenizer.bos_token if self.strip_bos else None
+        if not bos or not rendered.startswith(bos):
+            return rendered, spans
+        return rendered[len(bos) :], [(start - len(bos), end - len(bos)) for start, end in spans]
 
 
 def _valid(text: str, name: str) -> None:
@@ -132,27 +121,3 @@ def _valid(text: str, name: str) -> None:
             f"document {name!r} is no valid Unicode text: character {error.start} is the lone surrogate "
             f"U+{ord(text[error.start]):04X}. Clean it, for instance with text.encode('utf-8', 'replace').decode()"
         ) from None
-
-
-def _woven(skeleton: list[str], words: list[str]) -> str:
-    return "".join(piece for pair in zip(skeleton, [*words, ""], strict=True) for piece in pair)
-
-
-def _spans(skeleton: list[str], words: list[str]) -> list[tuple[int, int]]:
-    """Where each message stands between the pieces of the template."""
-    spans: list[tuple[int, int]] = []
-    at = 0
-    for piece, word in zip(skeleton, words, strict=False):
-        at += len(piece)
-        spans.append((at, at + len(word)))
-        at += len(word)
-    return spans
-
-
-def _outside(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> UInt8[np.ndarray, " t"]:
-    """1 for the tokens that touch no character of `spans`."""
-    inside = np.zeros(max((end for _, end in offsets), default=0) + 1, np.int64)
-    for start, end in spans:
-        inside[start:end] = 1
-    total = np.concatenate([[0], np.cumsum(inside)])
-    return np.asarray([total[end] == total[start] for start, end in offsets], np.uint8)
