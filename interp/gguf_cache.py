@@ -16,10 +16,12 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from interp.cache import cache_dir, sealed_write
@@ -64,15 +66,30 @@ def dequantised(path: Path) -> tuple[Path, str]:
     """The model folder holding the GGUF file's dequantised copy, made on first use, and the file's sha256."""
     digest = file_sha256(path)
     folder = cache_dir() / "models" / f"{digest[:16]}-v{_FORMAT}"
-    if not folder.is_dir():
+    if folder.is_dir():
+        return folder, digest
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _dequantise(path, digest, partial)
             _rename_whole(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the dequantised copy of {path.name} could not be written to {folder.parent} ({error}); it holds "
+            "every weight in float32. Make room, or set XDG_CACHE_HOME to a folder on another disk"
+        ) from error
     return folder, digest
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a killed run left: partial folders that nobody has touched for an hour."""
+    for partial in folder.parent.glob(f".{folder.name}-*"):
+        if time.time() - partial.stat().st_mtime > 3600:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rename_whole(partial: Path, folder: Path) -> None:

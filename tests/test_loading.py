@@ -1,6 +1,8 @@
 """Loading: whole and partial models agree, partial ones read nothing else, GGUF is dequantised right, errors help."""
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -366,9 +368,37 @@ def test_a_broken_dequantisation_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache/midlens/models").iterdir()) == []
 
 
+def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+
+    def full(path, digest, folder):
+        (folder / "config.json").write_text("{}")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf_cache, "_dequantise", full)
+    with pytest.raises(InputError, match=r"m.gguf could not be written to .*No space left.*set XDG_CACHE_HOME"):
+        gguf_cache.dequantised(tmp_path / "m.gguf")
+    assert list((tmp_path / "cache/midlens/models").iterdir()) == []
+
+
+def test_leftovers_of_a_killed_run_go_and_those_of_a_running_one_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+    monkeypatch.setattr(gguf_cache, "_dequantise", lambda path, digest, folder: None)
+    folder, _ = gguf_cache.dequantised(tmp_path / "m.gguf")
+    folder.rmdir()
+    killed, running = (folder.with_name(f".{folder.name}-{name}") for name in ("killed", "running"))
+    for partial in (killed, running):
+        partial.mkdir()
+        (partial / "model.safetensors").touch()
+    os.utime(killed, (1, 1))
+    gguf_cache.dequantised(tmp_path / "m.gguf")
+    assert not killed.exists() and running.exists() and folder.exists()
+
+
 def test_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     import hashlib
-    import os
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "m.gguf"
