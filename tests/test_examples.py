@@ -72,6 +72,13 @@ def test_ranking_does_not_depend_on_order_or_merging(seed):
     assert _as_lists(one.merge(other).result()) == expected
 
 
+def test_an_equal_value_from_an_earlier_row_still_enters_a_full_list():
+    ranked, one = Ranking(1, 1), torch.ones(1)
+    for row in (5, 2):
+        ranked.update(torch.zeros(1, dtype=torch.int64), one, torch.tensor([row]), torch.tensor([row])).result()
+    assert _as_lists(ranked.result()) == [[(1.0, 2, 2)]]
+
+
 def test_ranking_keeps_one_example_per_document():
     feature = torch.zeros(4, dtype=torch.int64)
     ranked = Ranking(1, 3)
