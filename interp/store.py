@@ -66,6 +66,10 @@ class StoreSpec:
         return cls(**plain)
 
 
+class Damaged(InputError):
+    """A shard is missing, or its bytes are not the ones that were written."""
+
+
 class ActivationBatch(NamedTuple):
     """Rows of a store: per site `n d` (`n h e` for sites with heads), in the store's dtype."""
 
@@ -108,7 +112,7 @@ class ActivationStore:
 
     def _refuse(self, damages: Sequence[str]) -> None:
         if damages:
-            raise InputError(
+            raise Damaged(
                 f"{self.path}: {'; '.join(damages)}. The other {len(self.manifest['shards']) - len(damages)} shards "
                 "are untouched: run the same extraction again, it recomputes only what is damaged"
             )

@@ -1,4 +1,4 @@
-"""What can go wrong while extracting: memory, disk, numbers, damage, a second writer; and that nothing is lost by it."""
+"""What can go wrong while extracting: memory, disk, numbers, damage, a second writer. Nothing is lost by any of it."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""SIGKILL at chosen and random points of an extraction, then the same call again: same bytes, at most one shard anew."""
+"""SIGKILL at chosen and random points of an extraction, and the same call again: same bytes, at most one shard anew."""
 
 import subprocess
 import sys

@@ -1,0 +1,108 @@
+"""From names to a store: load only the layers needed, tokenise a corpus, extract. What `midlens extract` does.
+
+out/             the activation store
+out.tokens/      its token file (elsewhere with `tokens`), which `doc` and `position` of the rows refer to
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from interp.corpus import read_corpus, split
+from interp.errors import InputError
+from interp.extract import StoreDtype, extract
+from interp.loading import parse_dtype
+from interp.model import HookedModel
+from interp.plan import Exclusions
+from interp.presets import PRESETS
+from interp.sites import Site
+from interp.store import ActivationStore
+from interp.tokenfile import tokenize
+
+Part = Literal["all", "train", "held-out"]
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Options of one extraction."""
+
+    model: str = "smollm2-135m"
+    """A preset, a hub id, a local folder or a GGUF file."""
+    sites: tuple[str, ...] = ()
+    """Where to read, e.g. resid_post.15 mlp_out.15; a preset has a site of its own."""
+    corpus: str = "builtin"
+    """`builtin`, a .txt / .jsonl / .parquet file, a folder of .txt, or `hf:NAME[:SPLIT]`."""
+    part: Part = "all"
+    """Which side of the fixed split by document."""
+    max_tokens: int | None = None
+    """Stop after this many tokens (the last document stays whole)."""
+    max_length: int = 512
+    """Positions fed at once, the BOS included; longer documents are cut into windows."""
+    token_budget: int | None = None
+    """Padded tokens per batch; by default what suits the device."""
+    prepend_bos: bool | None = None
+    """Put a BOS in front of every window; by default what the preset says, else no."""
+    dtype: str | None = None
+    """Precision of the model: float32, bfloat16, float16; by default float32 on a CPU, bfloat16 on a GPU."""
+    store_dtype: StoreDtype = "bfloat16"
+    """Precision on disk."""
+    device: str | None = None
+    """cpu, cuda, ...; by default a GPU where there is one."""
+    seed: int = 0
+    """Of the order in which batches are run."""
+    keep_first: bool = False
+    """Keep position 0 of every window, which is massive in most models."""
+    keep_special: bool = False
+    """Keep rows of special tokens."""
+    keep_template: bool = False
+    """Keep rows that a chat template wrote."""
+    append: bool = False
+    """Add to a finished store instead of refusing other settings."""
+    tokens: Path | None = None
+    """Folder of the token file; by default the store's name with `.tokens` behind it."""
+
+    def parsed_sites(self) -> list[Site]:
+        """The sites asked for, or the preset's own."""
+        if self.sites:
+            return [Site.parse(site) for site in self.sites]
+        if self.model in PRESETS:
+            return [PRESETS[self.model].site]
+        raise InputError(
+            f"say where to read in {self.model!r}: sites, such as resid_post.15 (only presets have a default)"
+        )
+
+
+def extract_text(
+    config: ExtractConfig, out: Path, *, announce: Callable[[str], None] | None = None, progress: bool | None = None
+) -> ActivationStore:
+    """Load, tokenise, extract; calling again goes on. `announce` gets the plan in words."""
+    sites = config.parsed_sites()
+    corpus = read_corpus(config.corpus)
+    if config.part != "all":
+        corpus = dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
+    model = HookedModel.load(config.model, upto=max(sites), dtype=parse_dtype(config.dtype), device=config.device)
+    bos = config.prepend_bos
+    if bos is None:
+        bos = model.preset.prepend_bos if model.preset is not None else False
+    tokens = tokenize(
+        corpus,
+        model.tokenizer,
+        config.tokens or out.with_name(out.name + ".tokens"),
+        prepend_bos=bos,
+        max_tokens=config.max_tokens,
+    )
+    return extract(
+        model,
+        tokens,
+        sites,
+        out,
+        max_length=config.max_length,
+        token_budget=config.token_budget,
+        store_dtype=config.store_dtype,
+        seed=config.seed,
+        exclude=Exclusions(not config.keep_first, not config.keep_special, not config.keep_template),
+        append=config.append,
+        announce=announce,
+        progress=progress,
+    )
