@@ -55,7 +55,7 @@ def test_the_packages_load_nothing_heavy():
         {first}
         print(__import__("json").dumps(sorted({{m.split(".")[0] for m in sys.modules}})))
     """
-    bare = set(json.loads(run(count.format(first="import torch, numpy, jaxtyping, tqdm, safetensors.torch")).stdout))
+    bare = set(json.loads(run(count.format(first="import torch, numpy.random, jaxtyping, tqdm, safetensors.torch")).stdout))
     ours = set(json.loads(run(count.format(first="import interp, saes, midlens_kernels, midlens")).stdout))
     extra = {m for m in ours - bare - set(FLOORS) - set(sys.stdlib_module_names) if not m.startswith("_")}
     assert not extra, extra
