@@ -86,9 +86,7 @@ def test_top_tokens_in_chunks_equal_all_at_once(monkeypatch):
 def test_a_model_without_head_is_refused():
     model = HookedModel.wrap(tiny("llama").model)
     for read in (Lens.of, lambda m: logit_lens(m, torch.zeros(48))):
-        with pytest.raises(
-            InputError, match="was loaded without its unembedding, which the lens reads"
-        ):
+        with pytest.raises(InputError, match="was loaded without its unembedding, which the lens reads"):
             read(model)
 
 
