@@ -18,14 +18,17 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.errors import InputError
+from interp.extract import extract
 from interp.loop import checkpoints
 from interp.tensorfile import read_tensors
+from midlens.train import Train
 from saes.init import Scaling, geometric_median, measure, start, unscaled
 from saes.optimise import TrainState, refresh, step
 from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE, SAEConfig
 from saes.train import fit
 from tests.rows import SITE, MemoryRows, sparse_mixture
+from tests.toy_store import SITES, ToyModel, token_file
 
 SMALL = {"d_sae": 32, "k": 3, "batch_size": 64, "lr": 3e-3, "dead_after_tokens": 2000, "checkpoint_every": 20}
 
@@ -147,11 +150,9 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("dead", [(), (3, 7, 20)])
 def test_a_step_never_waits_for_the_device(dead):
     s = state(dead=dead, k_aux=2)
-    s.adam.param_groups[0]["fused"] = False  # on CPUs the fused kernel reads its step counter, on GPUs it does not
-    s.adam.param_groups[0]["capturable"] = False
     x = torch.randn(40, 8)
     with NoWaiting(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(s.adam, "step", lambda: None)
+        patch.setattr(s.adam, "step", lambda: None)  # on CPUs it reads its own step counter, on GPUs it does not
         step(s, x)
         with pytest.raises(AssertionError, match="waits for the device"):
             refresh(s)
@@ -364,3 +365,22 @@ def test_k_larger_than_the_width_is_refused(tmp_path):
 def test_a_recipe_that_cannot_be_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**options)
+
+
+def test_a_real_store_and_the_command_line(tmp_path, capsys):
+    """Two sites, one with heads (flattened); what the manifest knows reaches cfg.json."""
+    store = extract(ToyModel(), token_file(tmp_path / "tokens", [40] * 10), SITES, tmp_path / "store", progress=False)
+    options = {"store": tmp_path / "store", "d_sae": 12, "k": 2, "epochs": 2, "batch_size": 100, "device": "cpu"}
+    for site, width in zip(SITES, (6, 6), strict=True):
+        out = tmp_path / site
+        assert Train(**options, out=out, site=site).run() == 0
+        assert capsys.readouterr().out == f"{out}\n"
+        sae = SAE.load(out)
+        assert sae.config.d_in == width and sae.config.d_sae == 12
+        assert sae.config.metadata["model_name"] == "toy" and sae.config.metadata["context_size"] == 512
+        assert sae.config.metadata["midlens_training"]["rows"] == len(store) == 390
+        assert sae(store.rows(site, 0, 5).flatten(1)).shape == (5, width)
+    with pytest.raises(InputError, match=r"holds .*hook_resid_post.*; say which with --site"):
+        Train(**options, out=tmp_path / "x").run()
+    with pytest.raises(InputError, match="resid_post"):
+        Train(**options, out=tmp_path / "x", site="resid_post.5").run()
