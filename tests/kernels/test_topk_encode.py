@@ -91,6 +91,16 @@ def test_any_shape_and_chunk(n, f, d, data, chunk):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("f,k", [(256, 8), (256, 7), (264, 8), (257, 8), (1024, 1)])
+def test_selection_in_two_stages(f, k):
+    """Wide enough for groups, on both sides of the condition; ties included."""
+    pre = torch.randint(-9, 9, (40, f), generator=torch.Generator().manual_seed(0)).float()
+    values, places = cpu._largest(pre, k)
+    assert torch.equal(values.sort(1, descending=True).values, pre.topk(k).values)
+    assert torch.equal(pre.gather(1, places), values)
+    assert all(len(set(row)) == k for row in places.tolist())
+
+
 def test_weights_of_either_orientation_and_only_some_gradients():
     x, W, b, weight = inputs(4, 6, 5, 0.0)
     truth = run(topk_encode_reference, x, W, b, weight, 3)

@@ -16,6 +16,7 @@ from torch import Tensor
 from midlens_kernels._bags import feature_rows_gradient, weighted_bags
 
 CHUNK = 2**26  # pre-activations alive at a time; chunks of 512 to 2,048 tokens measured alike at width 4,608
+GROUP = 8  # columns per group in the first stage of the selection; 8 and 16 measured best from width 4,608 to 131,072
 
 
 def _select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -24,10 +25,27 @@ def _select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Te
     acts = x.new_empty(len(x), k)
     idx = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     for start in range(0, len(x), rows):
-        values, places = torch.addmm(b_enc, x[start : start + rows], W_enc).topk(k, dim=-1, sorted=False)
+        values, places = _largest(torch.addmm(b_enc, x[start : start + rows], W_enc), k)
         acts[start : start + rows] = values.relu_()
         idx[start : start + rows] = places
     return acts, idx
+
+
+def _largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`pre.topk(k)` in any order, exactly: the k largest lie in the k groups with the largest maxima.
+
+    Columns i, i + g, i + 2g, ... form group i of g, so that maxima are taken over whole vectors.
+    """
+    n, f = pre.shape
+    g = f // GROUP
+    if f % GROUP or g < 4 * k:
+        values, places = pre.topk(k, dim=-1, sorted=False)
+        return values, places
+    grouped = pre.view(n, GROUP, g)
+    chosen = grouped.amax(1).topk(k, dim=-1, sorted=False).indices
+    candidates = grouped.gather(2, chosen[:, None].expand(n, GROUP, k)).view(n, GROUP * k)
+    values, places = candidates.topk(k, dim=-1, sorted=False)
+    return values, places // k * g + chosen.gather(1, places % k)
 
 
 class _TopKEncode(torch.autograd.Function):
