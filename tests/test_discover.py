@@ -1,5 +1,6 @@
 """The pipeline on a tiny model in a local folder and text of its own: whole, again, interrupted, and with bad input."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -36,12 +37,11 @@ def source(tmp_path_factory: pytest.TempPathFactory, smollm2: HookedModel) -> Pa
     return folder
 
 
-@pytest.fixture
-def config(source: Path, tmp_path: Path) -> DiscoverConfig:
+def _config(source: Path, out: Path) -> DiscoverConfig:
     return DiscoverConfig(
         model=str(source / "model"),
         corpus=str(source / "texts"),
-        out=tmp_path / "run",
+        out=out,
         train_tokens=1200,
         held_out_tokens=250,
         max_length=32,
@@ -51,6 +51,19 @@ def config(source: Path, tmp_path: Path) -> DiscoverConfig:
         loss_tokens=100,
         examples=2,
     )
+
+
+@pytest.fixture
+def config(source: Path, tmp_path: Path) -> DiscoverConfig:
+    return _config(source, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def straight(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    config = _config(source, tmp_path_factory.mktemp("straight") / "run")
+    discover(config)
+    return config.out
 
 
 def test_whole_then_again(config: DiscoverConfig, monkeypatch: pytest.MonkeyPatch):
@@ -85,10 +98,10 @@ def _only_one_token(forward):
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "extract", "fit", "evaluate", "write_features", "write_report"])
-def test_interrupted_anywhere_and_called_again(config: DiscoverConfig, stage: str, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_anywhere_and_called_again(
+    config: DiscoverConfig, straight: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+):
     """What an interrupted run ends with is what an uninterrupted one ends with."""
-    import dataclasses
-
     with monkeypatch.context() as patch:
 
         def interrupt(*_: object, **__: object):
@@ -98,23 +111,17 @@ def test_interrupted_anywhere_and_called_again(config: DiscoverConfig, stage: st
         with pytest.raises(KeyboardInterrupt):
             discover(config)
     discover(config)
-    straight = dataclasses.replace(config, out=config.out.with_name("straight"))
-    discover(straight)
     for name in ("sae/sae_weights.safetensors", "evaluation.json", "features.jsonl"):
-        assert (config.out / name).read_bytes() == (straight.out / name).read_bytes(), name
+        assert (config.out / name).read_bytes() == (straight / name).read_bytes(), name
 
 
 def test_other_options_in_the_same_folder(config: DiscoverConfig):
-    import dataclasses
-
     discover_module._claim(config)
     with pytest.raises(InputError, match=r"k: 4 there, 8 asked for.*--out"):
         discover(dataclasses.replace(config, k=8))
 
 
 def test_bad_input(config: DiscoverConfig, tmp_path: Path):
-    import dataclasses
-
     for change, says in [
         ({"site": "resid_post.99"}, "resid_post"),
         ({"site": "nonsense"}, "names no site"),
