@@ -97,6 +97,7 @@ def rival(
             total_training_samples=steps * config.batch_size,
             train_batch_size_samples=config.batch_size,
             lr=lr,
+            lr_end=lr / 10,  # what its runner fills in; only its cosine schedules read it
             lr_decay_steps=steps // 5,
             n_batches_for_norm_estimate=32,
         ),

@@ -8,6 +8,8 @@ as it is.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.sealing import partial_name, publish
+from interp.sealing import full_disk, partial_name, publish
 
 KEY = "midlens"
 
@@ -39,8 +41,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any = None) 
     # one key: safetensors writes several in an order of its own, and equal content should give equal bytes
     header = {KEY: json.dumps({"sha256": tensors_digest(whole, facts), "facts": facts})}
     partial = partial_name(path)
-    save_file(whole, partial, metadata=header)
-    publish(partial, path)
+    try:
+        save_file(whole, partial, metadata=header)
+        publish(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise _told(error, path, sum(tensor.nbytes for tensor in whole.values())) from error
+
+
+def _told(error: Exception, path: Path, needed: int) -> Exception:
+    """The user's version of a full disk (safetensors hides the number in its text), any other error as it is."""
+    number = re.search(r"os error (\d+)", str(error))
+    raw = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+    if not isinstance(raw, OSError):
+        return error
+    return full_disk(raw, path.parent, needed=needed, kept="What was written before is whole.") or error
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], Any]:

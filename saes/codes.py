@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from midlens_kernels._bags import reverse_index
+from midlens_kernels import reverse_index
 from torch import Tensor
 
 

@@ -1,12 +1,13 @@
 """`interp.loop` with a trainee that is a single number: resume, metrics, damage, settings."""
 
 import json
+import resource
 
 import pytest
 import torch
 
 from interp.errors import InputError
-from interp.loop import Metrics, NotFinite, Pace, checkpoints, train
+from interp.loop import Metrics, NotFinite, Pace, checkpoints, save_checkpoint, train
 from interp.tensorfile import read_tensors, write_tensors
 
 
@@ -127,3 +128,19 @@ def test_tensor_files_are_deterministic_and_notice_every_flipped_byte(tmp_path):
         if not all(torch.equal(same[n], tensors[n]) for n in tensors):
             unnoticed.append(place)
     assert not unnoticed
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_is_missing(tmp_path):
+    run(tmp_path, Counter(), steps=12)
+    before = names(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # the kernel refuses to write beyond 50 bytes
+    try:
+        with pytest.raises(
+            InputError, match=r"the disk under .* is full .* What was written before is whole\. Make room"
+        ):
+            save_checkpoint(tmp_path, 13, {"value": torch.zeros(100)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == before
+    assert not list((tmp_path / "checkpoints").glob(".*"))

@@ -1,5 +1,6 @@
 """Fused operations, each with a plain PyTorch reference that defines its meaning."""
 
+from midlens_kernels._bags import reverse_index as reverse_index
 from midlens_kernels._dispatch import use_backend as use_backend
 from midlens_kernels.topk_decode import topk_decode as topk_decode
 from midlens_kernels.topk_encode import topk_encode as topk_encode
