@@ -21,7 +21,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from interp.cache import cache_dir, sealed_write
+from interp.cache import cache_dir, write_cached
 from interp.corpus import Document, id_hash
 
 PACKAGES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "pandas": "pandas"}
@@ -41,7 +41,7 @@ def builtin_documents() -> list[Document]:
             pass  # a damaged cache is only a cache: read the sources again
     documents = _collect()
     lines = "".join(json.dumps([d.id, d.text]) + "\n" for d in documents)
-    sealed_write(path, lines.encode())
+    write_cached(path, lines.encode())
     return documents
 
 

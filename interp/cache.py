@@ -1,8 +1,9 @@
-"""The user's cache folder, and files that appear whole or not at all."""
+"""The user's cache folder. What lies in it can be made again, and several processes may make it at the same time."""
 
 import os
-import tempfile
 from pathlib import Path
+
+from interp.sealing import publish
 
 
 def cache_dir() -> Path:
@@ -13,16 +14,16 @@ def cache_dir() -> Path:
     return path
 
 
-def sealed_write(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader, or a crash, sees the old file or the whole new one, never a part."""
+def write_cached(path: Path, content: bytes) -> None:
+    """Write a cache file that readers see whole or not at all; the last of several writers wins.
+
+    `interp.sealing.write_sealed` is for folders with one writer: here each process needs a temporary name of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        partial.write_bytes(content)
+        publish(partial, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise

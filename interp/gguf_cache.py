@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from interp.cache import cache_dir, sealed_write
+from interp.cache import cache_dir, write_cached
 from interp.errors import InputError
 from interp.gguf_header import GGUFHeader, read_header
 from interp.progress import bar
@@ -58,7 +58,7 @@ def file_sha256(path: Path) -> str:
         return known
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    sealed_write(memo, digest.encode())
+    write_cached(memo, digest.encode())
     return digest
 
 

@@ -1,10 +1,11 @@
 """Made-up reports: features, an evaluation and a training log in the shape of the real ones, drawn from a seed."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from saes.examples import Example, Feature
 
 if TYPE_CHECKING:
     from saes.evaluate import Evaluation
@@ -20,33 +21,6 @@ ODD = (
     "🙂", "\ufffd",
     "</script>", "<img src=x onerror=alert(1)>", "&amp;", "<!--", "${x}", "\\", '"', "\x00", "\ud800",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Example:
-    """As `saes.examples.Example`: tests of the page need nothing of `saes`."""
-
-    doc_id: str
-    position: int
-    activation: float
-    tokens: tuple[str, ...]
-    activations: tuple[float, ...]
-    peak: int
-
-
-@dataclass(frozen=True)
-class Feature:
-    """As `saes.examples.Feature`."""
-
-    index: int
-    density: float
-    max_activation: float
-    mean_activation: float
-    histogram: tuple[int, ...]
-    edges: tuple[float, ...]
-    promoted: tuple[tuple[str, float], ...]
-    suppressed: tuple[tuple[str, float], ...]
-    examples: tuple[Example, ...]
 
 
 def features(n: int, *, seed: int = 0, n_examples: int = 8, width: int = 24, dead: float = 0.05) -> list[Feature]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from interp.builtin_corpus import clean
-from interp.cache import cache_dir, sealed_write
+from interp.cache import cache_dir, write_cached
 from interp.corpus import Corpus, Document, read_corpus, split
 from interp.errors import InputError
 
@@ -144,8 +144,8 @@ def test_empty_folder_and_empty_split(tmp_path: Path):
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = cache_dir() / "a.json"
-    sealed_write(path, b"old")
+    write_cached(path, b"old")
     monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        sealed_write(path, b"new")
+        write_cached(path, b"new")
     assert [p.name for p in path.parent.iterdir()] == ["a.json"] and path.read_bytes() == b"old"
