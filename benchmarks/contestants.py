@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def sharing(model: nn.Module) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
 
 
-def bare(hf: nn.Module) -> Callable[[Tensor], Tensor]:
+def bare(hf: Any) -> Callable[[Tensor], Tensor]:
     """The ceiling: 16 blocks of the Hugging Face model under SDPA; no head, final norm, hook or key-value cache."""
     body = sharing(hf).model
     del body.layers[LAYER + 1 :]
@@ -110,9 +110,10 @@ def nnsight(hf: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     from nnsight import NNsight
 
-    model = NNsight(sharing(hf))
+    model: Any = NNsight(sharing(hf))
 
     def capture(tokens: Tensor) -> Tensor:
+        output: Any = None  # the traced block assigns it
         with model.trace(input_ids=tokens, use_cache=False) as tracer:
             output = model.model.layers[LAYER].output.save()
             tracer.stop()
@@ -121,7 +122,7 @@ def nnsight(hf: nn.Module) -> Callable[[Tensor], Tensor]:
     return capture
 
 
-def midlens(hf: nn.Module, tokenizer: Any, *, store_dtype: str) -> Contestant:
+def midlens(hf: Any, tokenizer: Any, *, store_dtype: Literal["float32", "bfloat16"]) -> Contestant:
     """`interp.extract.extract` to a fresh folder: planning, batching, hashing, fsync and manifest are all timed.
 
     Every token is stored (the default leaves out first positions and special tokens) and batches hold as many
@@ -153,7 +154,7 @@ def midlens(hf: nn.Module, tokenizer: Any, *, store_dtype: str) -> Contestant:
         store.verify()
         keys = store.keys(0, len(store))
         at = torch.from_numpy(workload.file.offsets)[keys.doc.long()] + keys.position
-        rows = torch.full((workload.n_tokens, hf.config.hidden_size), torch.nan)  # pyright: ignore
+        rows = torch.full((workload.n_tokens, hf.config.hidden_size), torch.nan)
         rows[at] = store.rows(SITE, 0, len(store)).float()
         assert torch.equal(keys.token.long(), torch.from_numpy(workload.file.tokens[at.numpy()].astype("int64")))
         return rows
@@ -162,13 +163,13 @@ def midlens(hf: nn.Module, tokenizer: Any, *, store_dtype: str) -> Contestant:
     return Contestant(f"midlens extract, {store_dtype}", f"{store_dtype}, fsynced, checksums", "own", run, tolerance)
 
 
-def sae_lens(model_folder: Path, hf: nn.Module) -> Contestant:
+def sae_lens(model_folder: Path, hf: Any) -> Contestant:
     """SAELens's CacheActivationsRunner over a pretokenised data set, float32 Arrow on disk.
 
-    `model_class_name="AutoModelForCausalLM"` with a Hugging Face hook name (docs/training_saes.md; `HookedProxyLM` in
-    sae_lens/load_model.py): SDPA, and it stops after the hooked layer. Pretokenised ("Pre-tokenizing will improve
-    performance", activations_store.py); not streaming; no shuffling afterwards; all in one buffer, so in one Arrow
-    shard. Its sequences must all have one length: mixed documents are packed, as its own pretokenizer does, with
+    `model_class_name="AutoModelForCausalLM"` with a Hugging Face hook name (docs/training_saes.md, "Training on
+    Huggingface Models"): SDPA, and it stops after the hooked layer. Pretokenised (the same page, "Pretokenizing
+    datasets"); not streaming; no shuffling afterwards; all in one buffer, so in one Arrow shard. Autocast would change
+    the dtype. Its sequences must all have one length: mixed documents are packed, as its own pretokenizer does, with
     attention across documents, and the tokens left at the end are dropped (and not counted).
     """
     from datasets import Dataset
@@ -177,7 +178,7 @@ def sae_lens(model_folder: Path, hf: nn.Module) -> Contestant:
     runners: dict[str, Any] = {}
 
     def make(workload: Workload) -> Any:
-        length, width = workload.packed_length, hf.config.hidden_size  # pyright: ignore
+        length, width = workload.packed_length, hf.config.hidden_size
         ids = workload.file.tokens[: workload.n_packed].reshape(-1, length).astype("int64")
         prompts = workload.batch_tokens // length
         cfg = CacheActivationsRunnerConfig(

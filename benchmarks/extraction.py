@@ -184,6 +184,7 @@ def summarise(
         for title, base in (("ratio_to_bare", ceiling), ("ratio_to_full", FULL)):
             if base in speed:
                 row[title] = spread([mine / theirs for mine, theirs in zip(speed[c.name], speed[base], strict=True)])
+        row["cpu_seconds"] = spread([m.cpu_seconds for m in times[c.name]])
         row["peak_rss_rise_mib"] = round(max(rises) / 2**20) if rises else None
         row["is_ceiling"] = c.name == ceiling
         table.append(row)

@@ -68,7 +68,7 @@ class Workload:
         return self._batches(part for group in groups for part in self._filled(group))
 
     def padded(self) -> list[Batch]:
-        """Windows sorted by length and cut into batches of at most `batch_tokens`, padding included."""
+        """Windows sorted by length in batches of at most `batch_tokens`; a fifth of a row at most is padding."""
         return self._batches(self._filled(sorted(self.windows, key=lambda window: -window.length)))
 
     def packed(self) -> list[Batch]:
@@ -79,7 +79,14 @@ class Workload:
     def _filled(self, windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
         at = 0
         while at < len(windows):
-            stop = at + max(1, self.batch_tokens // windows[at].length)
+            longest = windows[at].length
+            stop = at + 1
+            while (
+                stop < len(windows)
+                and (stop - at) < self.batch_tokens // longest
+                and windows[stop].length >= 0.8 * longest
+            ):
+                stop += 1
             yield windows[at:stop]
             at = stop
 
