@@ -130,4 +130,4 @@ def _descend(state: TrainState) -> None:
 
 def refresh(state: TrainState) -> None:
     """List the dead features anew (waits for the device)."""
-    state.dead = (state.silent >= state.config.dead_after_tokens).nonzero()[:, 0]
+    state.dead = (state.silent >= state.config.silence(state.steps)).nonzero()[:, 0]

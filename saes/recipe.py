@@ -26,9 +26,7 @@ class TrainConfig:
     batch_size: int = 1024
     """Activations per step."""
     lr: float | None = None
-    """Peak learning rate of Adam; by default 2e-4 / sqrt(d_sae / 2^14), times `lr_scale`."""
-    lr_scale: float = 1.0
-    """Factor on the default learning rate."""
+    """Peak learning rate of Adam; by default 8e-4 / sqrt(d_sae / 2^14)."""
     warmup: float = 0.05
     """Part of the steps over which the learning rate rises linearly from 0."""
     decay: float = 0.2
@@ -39,8 +37,9 @@ class TrainConfig:
     """Weight of the auxiliary loss; 0 leaves it out."""
     k_aux: int | None = None
     """Dead features per token in the auxiliary loss; by default half the width of the activations."""
-    dead_after_tokens: int = 10_000_000
-    """A feature that has not fired for this many tokens counts as dead."""
+    dead_after_tokens: int | None = None
+    """A feature that has not fired for this many tokens counts as dead; by default 10 million, or a sixteenth of the
+    run if that is less."""
     b_dec: Start | str = "geometric_median"
     """Where the decoder's bias starts."""
     massive: float = 10.0
@@ -56,16 +55,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.b_dec not in get_args(Start):
             raise InputError(f"b_dec starts at one of {', '.join(map(repr, get_args(Start)))}, got {self.b_dec!r}")
-        for name in ("expansion", "k", "batch_size", "sample", "log_every", "checkpoint_every", "dead_after_tokens"):
+        for name in ("expansion", "k", "batch_size", "sample", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "epochs",
-            "lr_scale",
-            "clip",
-            "massive",
-            *(n for n in ("lr", "tokens", "k_aux") if getattr(self, n) is not None),
-        ):
+        given = [name for name in ("lr", "tokens", "k_aux", "dead_after_tokens") if getattr(self, name) is not None]
+        for name in ("epochs", "clip", "massive", *given):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.aux_weight >= 0):
@@ -83,9 +77,13 @@ class TrainConfig:
         size = min(self.batch_size, rows)
         return max(1, math.ceil(self.tokens / size) if self.tokens else round(self.epochs * math.ceil(rows / size)))
 
+    def silence(self, steps: int) -> int:
+        """Tokens without firing after which a feature is dead, in a run of `steps` steps."""
+        return self.dead_after_tokens or min(10_000_000, max(1, steps * self.batch_size // 16))
+
     def rate(self, step: int, steps: int, d_sae: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`: linear warm-up, constant, linear decay to 0."""
-        peak = self.lr or self.lr_scale * 2e-4 / math.sqrt(d_sae / 2**14)
+        peak = self.lr or 8e-4 / math.sqrt(d_sae / 2**14)
         rise = (step + 1) / (self.warmup * steps) if self.warmup else 1.0
         fall = (steps - step) / (self.decay * steps) if self.decay else 1.0
         return peak * min(1.0, rise, fall)

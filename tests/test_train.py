@@ -164,14 +164,16 @@ def test_the_learning_rate_rises_stays_and_falls():
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     assert set(rates[10:80]) == {1.0}
     np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
-    ratio = TrainConfig(lr_scale=1).rate(50, 100, 2**14) / TrainConfig(lr_scale=1).rate(50, 100, 2**16)
-    assert math.isclose(ratio, 2) and math.isclose(TrainConfig(lr_scale=1).rate(50, 100, 2**14), 2e-4)
+    assert math.isclose(TrainConfig().rate(50, 100, 2**14), 8e-4)
+    assert math.isclose(TrainConfig().rate(50, 100, 2**16), 4e-4)
 
 
 def test_steps_count_epochs_or_tokens():
     assert TrainConfig(epochs=3, batch_size=64).steps(100) == 6  # two batches an epoch, the second smaller
     assert TrainConfig(tokens=1000, batch_size=64).steps(10**6) == 16
     assert TrainConfig(epochs=2, batch_size=64).steps(10) == 2
+    assert TrainConfig(batch_size=64).silence(1000) == 4000 and TrainConfig().silence(10**9) == 10_000_000
+    assert TrainConfig(dead_after_tokens=7).silence(1000) == 7
     assert TrainConfig(expansion=4).width(6) == 24 and TrainConfig(d_sae=7).width(6) == 7
 
 
