@@ -127,8 +127,12 @@ def window_ids(source: TokenSource, doc: int, start: int, length: int) -> Intege
 
 
 def default_token_budget(device: str) -> int:
-    """Padded tokens per batch that suit the kind of device."""
-    return 16_384 if device.startswith("cuda") else 2_048
+    """Padded tokens per batch that suit the kind of device.
+
+    CPU: SmolLM2 up to layer 15, float32, one core: 505 tok/s in batches of 64 tokens, 590 of 128, 649 of 256 to 1,024,
+    584 of 2,048, 579 of 4,096 (activations leave the cache). GPU: meant to hide launches, not measured.
+    """
+    return 16_384 if device.startswith("cuda") else 1_024
 
 
 def windows_of(

@@ -105,5 +105,5 @@ def test_killed_at_every_system_call_and_at_random_times(tmp_path, reference):
              for n in range(1, most) for side in ("before", "after")]  # fmt: skip
     check(tmp_path / "calls", every, reference)
     times = np.random.default_rng(1).uniform(0.0, 0.25, 200)
-    killed = check(tmp_path / "times", [f"time:{t:.4f}:" for t in times], reference)
+    killed = check(tmp_path / "times", [f"time:{t:.9f}:" for t in times], reference)
     assert killed > 50
