@@ -11,7 +11,7 @@ in the last bit).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from interp import ledger
 from interp.batching import default_token_budget
@@ -104,15 +104,10 @@ def prepare(
     selector = Selector(tokens, exclude or Exclusions())
     row_shapes, compute_dtype = runner.shapes(int(tokens.tokens[0]))
     spec = StoreSpec(
-        model=getattr(model, "name", type(model).__name__),
-        revision=getattr(model, "revision", None),
+        **_source(model, tokens),
         sites=tuple(map(str, wanted)),
         dtype=store_dtype,
         compute_dtype=compute_dtype,
-        corpus=tokens.manifest["corpus_digest"],
-        tokens=tokens.digest,
-        tokenizer=tokens.manifest["tokenizer"]["sha256"],
-        bos=tokens.bos,
         max_length=max_length,
         excluded=selector.exclude.names(),
         docs="all" if docs is None else digest([int(d) for d in docs]),
@@ -125,21 +120,31 @@ def prepare(
     else:
         if again := ledger.overlapping(found.plans, spec, docs, len(tokens)):
             raise InputError(f"{path} holds {again} of these documents already; append others (docs=...)")
-        device = str(getattr(model, "device", "cpu"))
-        plan = make_plan(
-            tokens,
-            spec,
-            selector,
-            row_shapes,
-            docs=docs,
-            token_budget=token_budget or max(default_token_budget(device), max_length),
-            rows_per_shard=rows_per_shard or _default_rows(row_shapes, store_dtype, device),
-            multiple=8 if device.startswith("cuda") else 1,
-        )
+        sizes = _sizes(str(getattr(model, "device", "cpu")), Layout(row_shapes, store_dtype), max_length)
+        asked = {"token_budget": token_budget, "rows_per_shard": rows_per_shard}
+        sizes |= {name: value for name, value in asked.items() if value is not None}
+        plan = make_plan(tokens, spec, selector, row_shapes, docs=docs, **sizes)
     return Extraction(runner, selector, plan, part, found, allow_nonfinite=allow_nonfinite)
 
 
-def _default_rows(row_shapes: dict[str, tuple[int, ...]], dtype: str, device: str) -> int:
-    """Rows of a shard: 2 GiB on a GPU, 64 MiB elsewhere (a minute or so of work to lose)."""
-    size = 2 << 30 if device.startswith("cuda") else 64 << 20
-    return max(1, size // Layout(row_shapes, dtype).row_bytes)
+def _source(model: Capturing, tokens: TokenFile) -> dict[str, Any]:
+    """What model and token file say of themselves."""
+    return {
+        "model": getattr(model, "name", type(model).__name__),
+        "revision": getattr(model, "revision", None),
+        "corpus": tokens.manifest["corpus_digest"],
+        "tokens": tokens.digest,
+        "tokenizer": tokens.manifest["tokenizer"]["sha256"],
+        "bos": tokens.bos,
+    }
+
+
+def _sizes(device: str, layout: Layout, max_length: int) -> dict[str, int]:
+    """What suits the device. Shards: 2 GiB on a GPU, 64 MiB elsewhere (a minute or so of work to lose)."""
+    gpu = device.startswith("cuda")
+    multiple = 8 if gpu else 1
+    return {
+        "token_budget": max(default_token_budget(device), max_length + multiple),
+        "rows_per_shard": max(1, (2 << 30 if gpu else 64 << 20) // layout.row_bytes),
+        "multiple": multiple,
+    }
