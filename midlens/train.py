@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from midlens.console import say
 from saes.recipe import TrainConfig
@@ -14,9 +11,9 @@ from saes.recipe import TrainConfig
 class Train(TrainConfig):
     """Train a TopK SAE on one site of an activation store; the same command again continues after an interruption."""
 
-    store: Annotated[Path, tyro.conf.Positional]
+    store: Path
     """An activation store, see `midlens extract`."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Path
     """Folder of the SAE (SAELens v6 format) and, in `training/`, of metrics and checkpoints."""
     site: str | None = None
     """The site to train on, e.g. resid_post.15; may be left out where the store holds one."""
