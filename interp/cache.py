@@ -1,6 +1,7 @@
 """The user's cache folder. What lies in it can be made again, and several processes may make it at the same time."""
 
 import os
+import threading
 from pathlib import Path
 
 from interp.sealing import publish
@@ -17,10 +18,10 @@ def cache_dir() -> Path:
 def write_cached(path: Path, content: bytes) -> None:
     """Write a cache file that readers see whole or not at all; the last of several writers wins.
 
-    `interp.sealing.write_sealed` is for folders with one writer: here each process needs a temporary name of its own.
+    `interp.sealing.write_sealed` is for folders with one writer: here each writer needs a temporary name of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         partial.write_bytes(content)
         publish(partial, path)

@@ -18,7 +18,7 @@ from interp.gguf_cache import dequantised, packaged_gguf
 from interp.presets import PRESETS, Preset
 from interp.quiet import quiet_transformers
 from interp.sites import Point, Site
-from interp.weights import fetch, load_partial
+from interp.weights import fetch, load_partial, read_index, wrong_shape
 
 SUPPORTED = {
     "llama": "Llama",
@@ -76,6 +76,18 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
+def parse_device(device: str | torch.device | None) -> torch.device:
+    """A device that this machine has; `None`: CUDA where there is one."""
+    try:
+        where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); expected cpu, cuda, cuda:1 …"
+        ) from error
+    return where
+
+
 def load_hf(
     name: str | Path,
     *,
@@ -89,7 +101,7 @@ def load_hf(
     CUDA where there is one, `dtype` to `default_dtype(device)`.
     """
     preset = PRESETS.get(str(name))
-    where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    where = parse_device(device)
     number_type = parse_dtype(dtype) or default_dtype(where)
     source = _resolve(str(name), preset)
     folder, revision = source.folder, source.revision
@@ -175,15 +187,19 @@ def _read_config(folder: Path, name: str) -> Any:
 def _load_whole(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
     with quiet_transformers():
         try:
             whole: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), config=config, dtype=dtype, output_loading_info=True
+                str(folder), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"the weights in {folder} could not be loaded: {error}") from error
     model, info = whole
-    if missing := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
+    # Where a tensor is missing or of another shape, transformers would go on with random numbers.
+    if odd := sorted(info["mismatched_keys"]):
+        raise wrong_shape(folder, *odd[0])
+    if missing := sorted(info["missing_keys"]):
         raise InputError(
             f"the checkpoint in {folder} lacks {len(missing)} of the model's tensors, the first of them {missing[0]!r}"
         )

@@ -19,6 +19,7 @@ from interp.quiet import quiet_transformers
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _FINAL_NORMS = {"norm", "ln_f", "final_layer_norm"}
+_WEIGHTS = "model*.safetensors"  # some repositories hold a second copy, consolidated.safetensors
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -29,7 +30,7 @@ def fetch(hub_id: str, *, weights: bool = False, files: Iterable[str] = (), revi
     """
     from huggingface_hub import errors
 
-    patterns = [*_SMALL_FILES, *files, *(["*.safetensors"] if weights else [])]
+    patterns = [*_SMALL_FILES, *files, *([_WEIGHTS] if weights else [])]
     page = f"https://huggingface.co/{hub_id}"
     try:
         folder = Path(snapshot(hub_id, patterns, revision))
@@ -82,12 +83,15 @@ def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hu
         for name in _FINAL_NORMS & dict(empty.named_children()).keys():
             setattr(empty, name, nn.Identity())
     held = {name.removeprefix(prefix): (name, shard) for name, shard in _shards(folder, hub_id).items()}
-    wanted = list(empty.state_dict())
+    shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    wanted = list(shapes)
     if missing := [name for name in wanted if name not in held]:
         raise InputError(f"the checkpoint in {folder} lacks {len(missing)} tensors, the first of them {missing[0]!r}")
     if hub_id is not None:
         folder = fetch(hub_id, files=sorted({held[name][1] for name in wanted}), revision=folder.name)
     state = _read(folder, {name: held[name] for name in wanted})
+    if odd := next((name for name in wanted if state[name].shape != shapes[name]), None):
+        raise wrong_shape(folder, held[odd][0], state[odd].shape, shapes[odd])
     with quiet_transformers():
         model = type(empty).from_pretrained(None, config=short, state_dict=state, dtype=dtype)
     for name, module in empty.named_children():
@@ -96,12 +100,20 @@ def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hu
     return model
 
 
+def wrong_shape(folder: Path, name: str, found: torch.Size, expected: torch.Size) -> InputError:
+    """The error for weights and a config.json that do not belong together."""
+    return InputError(
+        f"{name} in {folder} has the shape {tuple(found)}, but by its config.json it should be {tuple(expected)}; "
+        "do the two belong together?"
+    )
+
+
 def _shards(folder: Path, hub_id: str | None) -> dict[str, str]:
     """Tensor name -> shard file, from the index, or from the only file there is."""
     from safetensors import safe_open
 
-    if (folder / _INDEX).is_file():
-        return json.loads((folder / _INDEX).read_text())["weight_map"]
+    if indexed := read_index(folder):
+        return indexed
     if not (folder / _SINGLE).is_file() and hub_id is not None:
         folder = fetch(hub_id, files=[_SINGLE], revision=folder.name)
     if not (folder / _SINGLE).is_file():
@@ -111,6 +123,16 @@ def _shards(folder: Path, hub_id: str | None) -> dict[str, str]:
             return dict.fromkeys(file.keys(), _SINGLE)
     except SafetensorError as error:
         raise InputError(f"the weight file {folder / _SINGLE} is damaged ({error}); fetch it again") from error
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Tensor name -> shard file, as the index says; empty where there is no index."""
+    if not (folder / _INDEX).is_file():
+        return {}
+    try:
+        return dict(json.loads((folder / _INDEX).read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / _INDEX} is damaged ({type(error).__name__}: {error}); fetch it again") from error
 
 
 def _read(folder: Path, wanted: dict[str, tuple[str, str]]) -> dict[str, torch.Tensor]:

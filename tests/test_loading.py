@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import shutil
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,11 @@ import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file
 
-from interp import gguf_cache, weights
+from interp import cache, gguf_cache, weights
 from interp.errors import InputError
 from interp.families import anatomy_of
 from interp.gguf_header import read_header
-from interp.loading import SUPPORTED, layers_needed, load_hf, parse_dtype
+from interp.loading import SUPPORTED, layers_needed, load_hf, parse_device, parse_dtype
 from interp.model import HookedModel
 from interp.presets import PRESETS
 from interp.sites import Site
@@ -173,7 +175,11 @@ def test_hub_fetches_only_the_shards_that_hold_needed_tensors(saved, monkeypatch
     assert needed <= set(wanted) < set(index.values())
     assert not any(p.endswith(".safetensors") for p in asked[0])
     load_hf("someone/tiny", **CPU)
-    assert "*.safetensors" in asked[-1]
+    everything = [p for p in asked[-1] if p.endswith(".safetensors")]
+    assert all(any(fnmatch(shard, p) for p in everything) for shard in index.values())
+    assert any(fnmatch("model.safetensors", p) for p in everything)
+    # Mistral's repositories hold all weights a second time, in another format.
+    assert not any(fnmatch("consolidated.safetensors", p) for p in everything)
 
 
 def test_single_file_checkpoint_without_prefix(tmp_path):
@@ -413,6 +419,29 @@ def test_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     assert gguf_cache.file_sha256(file) == hashlib.sha256(b"two").hexdigest()
 
 
+def test_two_threads_may_write_one_cache_file(tmp_path, monkeypatch):
+    """Both have written their temporary file before either gives it the final name."""
+    both, right, failed = threading.Barrier(2), cache.publish, []
+
+    def publish(partial, final):
+        both.wait(timeout=10)
+        right(partial, final)
+
+    def write():
+        try:
+            cache.write_cached(tmp_path / "memo", b"content")
+        except OSError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(cache, "publish", publish)
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and [p.name for p in tmp_path.iterdir()] == ["memo"]
+
+
 # --- What a caller can get wrong ---
 
 
@@ -517,3 +546,32 @@ def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path):
     for upto in (None, "resid_post.0"):
         with pytest.raises(InputError, match=r"model.safetensors"):
             load_hf(tmp_path, upto=upto, **CPU)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(saved, tmp_path):
+    folder, _ = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 101}))
+    for upto in (None, "resid_post.0"):
+        with pytest.raises(
+            InputError, match=r"has the shape \(97, 48\), but by its config.json it should be \(101, 48\)"
+        ):
+            load_hf(tmp_path, upto=upto, **CPU)
+
+
+@pytest.mark.parametrize("text", ["{}", "{ cut o", "[]"])
+def test_a_damaged_index_is_refused(saved, tmp_path, text):
+    folder, _ = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    for upto in (None, "resid_post.0"):
+        with pytest.raises(InputError, match=r"index.json is damaged .*fetch it again"):
+            load_hf(tmp_path, upto=upto, **CPU)
+
+
+def test_parse_device():
+    assert parse_device("cpu") == parse_device(torch.device("cpu")) == torch.device("cpu")
+    for name in ("gpu", "cuda:99", "cpu;"):
+        with pytest.raises(InputError, match=rf"device '{name}' cannot be used here \(.*expected cpu, cuda"):
+            load_hf("smollm2-135m", device=name)
