@@ -52,9 +52,14 @@ def parity(
     absent: dict[str, str] = {}
     for name in opinions:
         try:
-            tallies[name] = _compare(own, opinion(name, model, wanted, dtype=dtype), tokens, lengths)
+            heard = _compare(own, opinion(name, model, wanted, dtype=dtype), tokens, lengths)
+            if not heard:
+                raise Unavailable(f"it has none of {', '.join(list(own)[:5])}")
+            tallies[name] = heard
         except Unavailable as error:
             absent[name] = str(error)
+    if not tallies:
+        raise InputError("nothing was compared. " + "; ".join(f"{name}: {why}" for name, why in absent.items()))
 
     def far(key: str) -> dict[str, Deviation]:
         return {name: Deviation(t[key].absolute, t[key].relative) for name, t in tallies.items() if key in t}

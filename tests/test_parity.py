@@ -80,6 +80,16 @@ def test_an_absent_opinion_is_reported_with_its_reason(monkeypatch: pytest.Monke
         table.raise_if_above(1e-5, opinion="transformer_lens")
 
 
+def test_an_opinion_that_knows_none_of_the_sites_is_absent_and_nothing_at_all_is_no_pass():
+    model = HookedModel.wrap(tiny("llama").model)
+    tokens = random_tokens(model.hf, 1, 8)
+    table = parity(model, tokens, sites=["z.0"], opinions=("plain", "hf_eager"))
+    assert table.opinions == ("plain",) and table.absent == {"hf_eager": "it has none of blocks.0.attn.hook_z"}
+    assert "hf_eager: not available: it has none" in table.text()
+    with pytest.raises(InputError, match=r"nothing was compared\. hf_eager: it has none of blocks\.0\.attn\.hook_z"):
+        parity(model, tokens, sites=["z.0"], opinions=("hf_eager",))
+
+
 def test_an_opinion_that_fails_when_asked_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch):
     class Broken:
         def run_with_cache(self, tokens: torch.Tensor) -> None:
@@ -195,10 +205,12 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     asked = dict(dtype="float32", device="cpu", opinions=("plain", "hf_eager"))
     assert Parity(str(folder), json=written, tolerance=1e-4, **asked).run() == 0
     shown = capsys.readouterr().out
-    assert "blocks.2.attn.hook_pattern" in shown and "passed: 0 of 57 rows above 1e-04 relative" in shown
+    assert "blocks.2.attn.hook_pattern" in shown and "passed: 0 of 57 compared rows above 1e-04 relative" in shown
     assert len(json.loads(written.read_text())["rows"]) == 57
     assert Parity(str(folder), tolerance=1e-12, sites=("z.1",), **asked).run() == 1
-    assert "FAILED: " in capsys.readouterr().out
+    assert "FAILED: 2 of 2 compared rows above 1e-12" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"nothing was compared\. transformer_lens: .*need the unembedding"):
+        Parity(str(folder), dtype="float32", device="cpu", upto="z.1", opinions=("transformer_lens",)).run()
 
 
 def test_the_command_line_reads_its_options(folder: Path, capsys: pytest.CaptureFixture[str]):
