@@ -129,7 +129,12 @@ class Anatomy:
         return hasattr(hf, self.head.split(".")[0])
 
     def validate(self, hf: nn.Module) -> None:
-        """Refuse a model that lacks a module named here."""
+        """Refuse a model that lacks a module named here, or whose hooks would not run."""
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in hf.modules()):
+            raise InputError(
+                f"{type(hf).__name__} was compiled by torch.compile, which runs past hooks: wrap the model as it was "
+                f"before (`compiled._orig_mod`, or one that .compile() was not called on)"
+            )
         below = [self.ln1, self.attn, self.q, self.k, self.v, self.q_norm, self.k_norm, self.o, self.attn_out, self.ln2]
         below += [self.mlp_pre, self.mlp_pre_linear, self.mlp_post, self.mlp_out]
         try:

@@ -26,7 +26,9 @@ _IGNORED: set[str] = set(
     initializer_range pretraining_tp max_position_embeddings bos_token_id eos_token_id pad_token_id sep_token_id
     mask_token_id unk_token_id decoder_start_token_id _commit_hash sliding_window_size sliding_window_pattern
     _sliding_window_pattern is_causal is_llama_config transformers.js_config unsloth_fixed unsloth_version
-    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop""".split()
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop attention_probs_dropout_prob hidden_dropout_prob
+    max_sequence_length n_special predict_special_tokens output_past _num_labels custom_pipelines
+    gradient_checkpointing""".split()
 )
 _LLAMA: set[str] = set(
     """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim

@@ -111,7 +111,7 @@ class Recording:
             missing = ", ".join(sorted(str(site) for site, _ in self.pending))
             raise InputError(
                 f"the forward pass did not come by {missing}. Expected every module that the anatomy names to be "
-                f"called once per pass; was one replaced or bypassed after wrapping?"
+                f"called once per pass; was one replaced, bypassed or compiled after wrapping?"
             )
         return {site: self._derived(site) if site.point in DERIVED else self.values[site] for site in self.sites}
 

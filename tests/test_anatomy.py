@@ -80,6 +80,35 @@ PUBLISHED = {
         summary_first_dropout=0.1, summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True,
         task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}}, vocab_size=128,
     ),
+    "gpt2-xl": dict(
+        activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.1, bos_token_id=100,
+        embd_pdrop=0.1, eos_token_id=100, initializer_range=0.02, layer_norm_epsilon=1e-05, model_type="gpt2", n_ctx=64,
+        n_embd=32, n_head=4, n_layer=2, n_positions=64, n_special=0, output_past=True, predict_special_tokens=True,
+        resid_pdrop=0.1, summary_activation=None, summary_first_dropout=0.1, summary_proj_to_labels=True,
+        summary_type="cls_index", summary_use_proj=True, vocab_size=128,
+        task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
+    ),
+    "distilgpt2": dict(
+        _num_labels=1, activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.1,
+        bos_token_id=100, embd_pdrop=0.1, eos_token_id=100, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0},
+        initializer_range=0.02, layer_norm_epsilon=1e-05, model_type="gpt2", n_ctx=64, n_embd=32, n_head=4, n_layer=2,
+        n_positions=64, resid_pdrop=0.1, summary_activation=None, summary_first_dropout=0.1, vocab_size=128,
+        summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True,
+    ),
+    "gpt-neox-20b-like": dict(
+        architectures=["GPTNeoXForCausalLM"], attention_probs_dropout_prob=0.1, bos_token_id=0, eos_token_id=0,
+        custom_pipelines={"text-generation": {"impl": "a.B", "pt": "C"}}, gradient_checkpointing=True,
+        hidden_act="gelu_fast", hidden_dropout_prob=0.1, hidden_size=32, initializer_range=0.02, intermediate_size=48,
+        layer_norm_eps=1e-05, max_position_embeddings=2048, model_type="gpt_neox", num_attention_heads=4,
+        num_hidden_layers=2, rotary_emb_base=10000, rotary_pct=0.25, tie_word_embeddings=False, torch_dtype="float16",
+        use_cache=True, vocab_size=128,
+    ),
+    "vicuna": dict(
+        architectures=["LlamaForCausalLM"], bos_token_id=1, eos_token_id=2, hidden_act="silu", hidden_size=32,
+        initializer_range=0.02, intermediate_size=48, max_position_embeddings=2048, max_sequence_length=2048,
+        model_type="llama", num_attention_heads=4, num_hidden_layers=2, pad_token_id=0, rms_norm_eps=1e-06,
+        tie_word_embeddings=False, torch_dtype="float16", use_cache=True, vocab_size=128,
+    ),
     "pythia-160m": dict(
         architectures=["GPTNeoXForCausalLM"], bos_token_id=0, classifier_dropout=0.1, eos_token_id=0, hidden_act="gelu",
         hidden_size=32, initializer_range=0.02, intermediate_size=48, layer_norm_eps=1e-05, model_type="gpt_neox",
@@ -196,6 +225,18 @@ def test_a_model_built_otherwise_is_refused():
         HookedModel.wrap(hf)
     with pytest.raises(InputError, match=r"LlamaForCausalLM is not built as its anatomy says: .*'wte'"):
         HookedModel.wrap(tiny("llama"), anatomy=dataclasses.replace(wrapped("llama").anatomy, embed="wte"))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_model_is_refused_because_it_runs_past_hooks(in_place):
+    hf = tiny("llama")
+    if in_place:
+        hf.compile(backend="eager")
+    compiled = hf if in_place else torch.compile(hf, backend="eager")
+    with pytest.raises(InputError, match=r"compiled by torch.compile, which runs past hooks: wrap the model as it was"):
+        HookedModel.wrap(compiled)
+    if not in_place:
+        assert HookedModel.wrap(compiled._orig_mod).cfg.n_layers == 3
 
 
 def test_a_model_without_layers_gives_the_first_stream():
