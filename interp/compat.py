@@ -81,9 +81,14 @@ def run_with_cache(
         return logits, Cache({str(site): value for site, value in found.items()})
     layer = stop_at_layer + model.cfg.n_layers if stop_at_layer < 0 else stop_at_layer
     end = Site(Point.RESID_PRE, layer) if layer < model.cfg.n_layers else Site(Point.RESID_POST, layer - 1)
-    sites = [site for site in sites if site.rank < (layer, 0)]
-    found = model.capture(tokens, dict.fromkeys([*sites, end]), lengths=lengths, padding=padding)
-    return found[end], Cache({str(site): found[site] for site in sites})
+    below = [site for site in sites if site.rank < (layer, 0)]
+    above = [str(site) for site in sites if site not in below]
+    if above and names_filter is not None and not (below and callable(names_filter)):
+        raise InputError(
+            f"{', '.join(above[:5])}: not reached with stop_at_layer={stop_at_layer}; name sites below that layer"
+        )
+    found = model.capture(tokens, dict.fromkeys([*below, end]), lengths=lengths, padding=padding)
+    return found[end], Cache({str(site): found[site] for site in below})
 
 
 def run_with_hooks(
@@ -115,8 +120,6 @@ def _chained(first: Edit | None, site: Site, function: Callable[[Tensor, Hook], 
 def _chosen(model: "HookedModel", names: NamesFilter) -> list[Site]:
     if names is None:
         return all_sites(model)
-    if isinstance(names, str | Site):
-        return [Site.parse(names)]
     if callable(names):
         if chosen := [site for site in all_sites(model) if names(str(site))]:
             return chosen
@@ -124,4 +127,4 @@ def _chosen(model: "HookedModel", names: NamesFilter) -> list[Site]:
         raise InputError(
             f"names_filter is true for no site of this model. It has: {known} (and the same in every layer)"
         )
-    return [Site.parse(name) for name in names]
+    return Site.parse_all(names)

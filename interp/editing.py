@@ -22,15 +22,24 @@ Edit = Callable[[Tensor, Where], Tensor]
 class Editing:
     """A set of edits on one model, and how often each has fired."""
 
-    def __init__(self, anatomy: Anatomy, hf: nn.Module, edits: Mapping[Site, Edit], where: Callable[[], Where]) -> None:
-        for site in edits:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        hf: nn.Module,
+        edits: Mapping[Site, Edit] | Mapping[str, Edit],
+        where: Callable[[], Where],
+    ) -> None:
+        self.edits = {Site.parse(name): edit for name, edit in edits.items()}
+        if len(self.edits) < len(edits):
+            raise InputError(f"two of the edits at {', '.join(map(str, edits))} are at one site; make one edit of them")
+        for site in self.edits:
             anatomy.check(hf, site)
             if site.point in DERIVED:
                 raise InputError(
                     f"{site} cannot be edited: fused attention never forms it (it is recomputed from q and k when "
                     f"captured). Edit q, k, v or z of layer {site.layer} instead"
                 )
-        self.anatomy, self.hf, self.edits, self.where = anatomy, hf, dict(edits), where
+        self.anatomy, self.hf, self.where = anatomy, hf, where
         self.fired = dict.fromkeys(self.edits, 0)
 
     def attach(self, board: Switchboard) -> list[Callable[[], None]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp.attention_choice import attention_for
 from interp.errors import InputError
-from interp.running import Frame, Padding, Where
+from interp.running import Frame, Padding, Where, checkpointing
 
 if TYPE_CHECKING:
     from interp.editing import Edit
@@ -90,8 +90,8 @@ def generate(
 ) -> Int[Tensor, "b n"]:
     """The new tokens of each row, up to its first stop token included, then padding.
 
-    `stop_tokens=None` takes the model's own end tokens, `()` none. A model which is not transformers' own has no cache
-    that could be used and runs without.
+    `stop_tokens=None` takes the model's own end tokens, `()` none. A model which is not transformers' own, or is in
+    training with gradient checkpointing, has no cache that could be used and runs without.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}: expected 1 or more")
@@ -104,7 +104,7 @@ def generate(
             f"positions of {model.name}; shorten one of them"
         )
     stops = _end_tokens(model) if stop_tokens is None else list(stop_tokens)
-    runner = _Cached if use_cache and _is_transformers(model.hf) else _Uncached
+    runner = _Cached if use_cache and _is_transformers(model.hf) and not checkpointing(model.hf) else _Uncached
     changed = model.edited(edits) if edits else nullcontext()
     with torch.no_grad(), changed:
         return _loop(

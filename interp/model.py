@@ -28,8 +28,9 @@ from interp.chat import TokenBatch, adds_bos, to_tokens
 from interp.editing import Edit, Editing
 from interp.errors import InputError
 from interp.families import anatomy_of
+from interp.offload import entry_device
 from interp.recording import Reached, Recording
-from interp.running import Frame, Padding, Where
+from interp.running import Frame, Padding, Where, checkpointing
 from interp.sites import Site
 from interp.switchboard import Switchboard
 
@@ -92,7 +93,7 @@ class HookedModel:
     @property
     def device(self) -> torch.device:
         """Where tokens go in."""
-        return next(self.anatomy.body(self.hf).parameters()).device
+        return entry_device(self.anatomy.body(self.hf))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,7 +105,8 @@ class HookedModel:
         """The positions of the pass that is running; edits get it."""
         if self._where is None:
             raise InputError(
-                "no pass is running: run the model through HookedModel, or inside `with model.running(where)`"
+                "no pass is running: run the model through this HookedModel (an edit belongs to the one it was given "
+                "to), or inside `with model.running(where)`"
             )
         return self._where
 
@@ -123,13 +125,14 @@ class HookedModel:
     ) -> Float[Tensor, "b t v"]:
         """Logits (soft-capped where the model does so)."""
         self.require_head("logits")
+        tokens = self._checked(tokens)
         frame = Frame.of(tokens, lengths, padding)
         return frame.leave(self._forward(tokens, lengths, frame))
 
     def capture(
         self,
         tokens: Int[Tensor, "b t"],
-        sites: Iterable[Site | str],
+        sites: Site | str | Iterable[Site | str],
         *,
         lengths: Int[Tensor, " b"] | None = None,
         padding: Padding = "right",
@@ -141,14 +144,14 @@ class HookedModel:
     def run_recorded(
         self,
         tokens: Int[Tensor, "b t"],
-        sites: Iterable[Site | str],
+        sites: Site | str | Iterable[Site | str],
         *,
         lengths: Int[Tensor, " b"] | None = None,
         padding: Padding = "right",
         stop: bool = False,
     ) -> tuple[Float[Tensor, "b t v"] | None, dict[Site, Tensor]]:
         """Logits and captures of one pass; no logits (`None`) if it stopped or the model has no head."""
-        wanted = [Site.parse(site) for site in sites]
+        tokens, wanted = self._checked(tokens), Site.parse_all(sites)
         for site in wanted:
             self.anatomy.check(self.hf, site)
         if not wanted and stop:
@@ -164,9 +167,9 @@ class HookedModel:
         return logits, recording.result()
 
     @contextmanager
-    def edited(self, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    def edited(self, edits: Mapping[Site, Edit] | Mapping[str, Edit]) -> Iterator[None]:
         """Apply `edits` to every pass in this block; nested blocks compose, the outer edit of a site first."""
-        editing = Editing(self.anatomy, self.hf, {Site.parse(s): e for s, e in edits.items()}, lambda: self.where)
+        editing = Editing(self.anatomy, self.hf, edits, lambda: self.where)
         before, undo = self._passes, editing.attach(self.board)
         try:
             yield
@@ -184,14 +187,25 @@ class HookedModel:
             )
 
     def _forward(self, tokens: Tensor, lengths: Tensor | None, frame: Frame) -> Tensor:
-        tokens = self._checked(tokens).to(self.device)
+        if len(self.board) and torch.is_grad_enabled() and checkpointing(self.hf):
+            raise InputError(
+                "gradient checkpointing runs every block a second time in the backward pass, when edits and captures "
+                "are gone, so gradients would be wrong: switch it off, call hf.eval() first, or run "
+                "without gradients"
+            )
+        tokens = tokens.to(self.device)
         lengths = None if lengths is None else lengths.to(self.device)
         tokens = frame.enter(tokens)
         with self.running(Where.plain(tokens, lengths)), attention_for(self.anatomy.spec, self.hf, self.device):
             out = self.hf(tokens, **self.anatomy.options)
         return out if isinstance(out, Tensor) else out.logits if hasattr(out, "logits") else out.last_hidden_state
 
-    def _checked(self, tokens: Tensor) -> Tensor:
+    def _checked(self, tokens: Any) -> Tensor:
+        if not isinstance(tokens, Tensor):
+            raise InputError(
+                f"tokens are of type {type(tokens).__name__}: expected a tensor of token ids, (sequences, positions). "
+                f"`to_tokens` makes one of texts: batch = model.to_tokens(texts), then batch.tokens and batch.lengths"
+            )
         if tokens.ndim != 2 or not tokens.numel():
             raise InputError(
                 f"tokens of shape {tuple(tokens.shape)}: expected (sequences, positions), neither of them 0"

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.errors import InputError
 
@@ -44,6 +44,11 @@ class Where(NamedTuple):
         return cls(positions, lengths, lengths)
 
 
+def checkpointing(hf: nn.Module) -> bool:
+    """Whether gradient checkpointing is at work: such a model runs blocks twice and keeps no key-value cache."""
+    return hf.training and any(getattr(module, "gradient_checkpointing", False) for module in hf.modules())
+
+
 class Frame(NamedTuple):
     """How far each row is rotated to go from the caller's padding to the model's: `shift` columns to the left."""
 
@@ -59,6 +64,9 @@ class Frame(NamedTuple):
             if padding == "left":
                 raise InputError("padding='left' needs `lengths`: the number of real tokens of each row")
             return cls(None)
+        if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int64, torch.int32):
+            what = lengths.dtype if isinstance(lengths, Tensor) else f"of type {type(lengths).__name__}"
+            raise InputError(f"lengths are {what}: expected a tensor of {b} whole numbers, int64 or int32")
         # On a GPU reading the values would wait for its queue.
         outside = lengths.device.type == "cpu" and bool(((lengths < 1) | (lengths > t)).any())
         if lengths.shape != (b,) or outside:

@@ -13,6 +13,7 @@ post-norms, so that always resid_mid = resid_pre + attn_out and resid_post = res
 import functools
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -114,6 +115,11 @@ class Site:
             f"{text!r} names no site. Expected a TransformerLens name such as 'blocks.15.hook_resid_post', "
             f"or a short one: {known} (N = the layer, counted from 0; '[5]' behind it picks head 5)"
         )
+
+    @classmethod
+    def parse_all(cls, sites: "str | Site | Iterable[str | Site]") -> "list[Site]":
+        """Read one site or several."""
+        return [cls.parse(site) for site in ([sites] if isinstance(sites, str | Site) else sites)]
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.anatomy import Anatomy, ModelSpec, module_at
+from interp.offload import here
 from interp.sites import Point, Site
 from interp.switchboard import Call, Side, Switchboard, Turn
 
@@ -134,10 +135,10 @@ def normalized(x: Tensor, spec: ModelSpec) -> Tensor:
 
 def gained(module: nn.Module, x: Tensor, spec: ModelSpec) -> Tensor:
     """Gain and bias of a norm, applied to normalised x."""
-    weight: Any = module.weight
+    weight, bias = here(module, "weight"), here(module, "bias")
+    assert weight is not None
     if spec.norm == "rms_offset":
         return (x.float() * (1.0 + weight.float())).to(x.dtype)
-    bias = getattr(module, "bias", None)
     return x * weight if bias is None else x * weight + bias
 
 

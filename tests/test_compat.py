@@ -51,6 +51,17 @@ def test_stop_at_layer_gives_the_stream_and_runs_no_further():
         handle.remove()
 
 
+def test_names_that_the_stopped_run_does_not_reach_are_refused():
+    model = wrapped("llama")
+    tokens = random_tokens(model.hf, 1, T)
+    for names in ("resid_post.2", ["embed", "ln_final"], lambda name: name == "ln_final.hook_normalized"):
+        with pytest.raises(InputError, match=r"(resid_post|ln_final\S*): not reached with stop_at_layer=1"):
+            model.run_with_cache(tokens, names, stop_at_layer=1)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, lambda name: name.endswith("resid_post"), stop_at_layer=1)
+    assert list(dict.keys(cache)) == ["blocks.0.hook_resid_post"]
+
+
 def test_hook_functions():
     model = wrapped("llama")
     tokens, seen = random_tokens(model.hf, 1, T), []

@@ -229,6 +229,14 @@ def test_errors_say_what_was_expected():
     for name in ("pattern.1", "attn_scores.1", "rot_q.1", "rot_k.1"):
         with pytest.raises(InputError, match=r"cannot be edited: fused attention never forms it.*Edit q, k, v or z"):
             run({site(name): keep})
+    with pytest.raises(
+        InputError, match=r"the edits at z\.1, blocks\.1\.attn\.hook_z are at one site; make one edit of them"
+    ):
+        run({"z.1": keep, "blocks.1.attn.hook_z": keep})
+    other = HookedModel.wrap(model.hf)
+    with pytest.raises(InputError, match=r"run the model through this HookedModel \(an edit belongs to the one"):
+        with torch.no_grad(), model.edited({site("z.1"): keep}):
+            other(tokens)
     with pytest.raises(InputError, match="the model has 3 layers"):
         run({site("resid_post.7"): keep})
     with pytest.raises(InputError, match="returned NoneType: expected a tensor of shape \\(1, 4, 48\\)"):

@@ -182,6 +182,16 @@ def test_top_k_and_top_p_keep_what_they_say():
     assert weights[0].tolist() == pytest.approx([1, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+def test_gradient_checkpointing_takes_the_cache_away_and_changes_no_token(variant):
+    hf = tiny(variant, **({"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if variant == "gpt2" else {}))
+    model = HookedModel.wrap(hf)
+    tokens, lengths = padded(prompts(model), "right")
+    expected = model.generate(tokens, lengths=lengths, max_new_tokens=NEW, stop_tokens=())
+    hf.train().activation_checkpointing_enable()
+    assert torch.equal(model.generate(tokens, lengths=lengths, max_new_tokens=NEW, stop_tokens=()), expected)
+
+
 def test_no_gradient_and_no_hook_is_left_behind_when_an_edit_raises():
     model = HookedModel.wrap(tiny("gpt2"))
     tokens, _ = padded(prompts(model), "right")

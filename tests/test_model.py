@@ -1,5 +1,7 @@
 """Captures of a hooked model: what they hold, what runs for them, padding, gradients and errors."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from interp.compat import all_sites
 from interp.errors import InputError
 from interp.model import HookedModel
+from interp.running import Frame
 from interp.sites import Point, Site
 from tests.tiny_models import VARIANTS, random_tokens, tiny
 from tests.wrapped_models import T, hooks_of, wrapped
@@ -341,9 +344,80 @@ def test_errors_say_what_was_expected():
             call()
 
 
+def test_tokens_and_lengths_of_the_wrong_kind_are_named():
+    """What a user's Python lets through, past the type checks of the tests."""
+    model = wrapped("llama")
+    tokens = random_tokens(model.hf, 2, 6)
+    call, capture = inspect.unwrap(HookedModel.__call__), inspect.unwrap(HookedModel.capture)
+    recorded, frame = inspect.unwrap(HookedModel.run_recorded), inspect.unwrap(Frame.of.__func__)
+    for wrong, message in (
+        (tokens[0], r"tokens of shape \(6,\): expected \(sequences, positions\)"),
+        ([[1, 2]], r"tokens are of type list: expected a tensor of token ids.*to_tokens"),
+        ("The capital", r"tokens are of type str: .*batch = model.to_tokens\(texts\)"),
+        (tokens.float(), r"tokens of dtype torch.float32"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call(model, wrong)
+        with pytest.raises(InputError, match=message):
+            recorded(model, wrong, ["embed"])
+    with pytest.raises(InputError, match=r"lengths are of type list: expected a tensor of 2 whole numbers"):
+        frame(Frame, tokens, [6, 2], "right")
+    with pytest.raises(InputError, match=r"lengths are torch.float32: expected a tensor of 2 whole numbers"):
+        frame(Frame, tokens, torch.tensor([6.0, 2.0]), "right")
+    with torch.no_grad():  # one site may stand for a list of one
+        assert (
+            list(capture(model, tokens, "z.1")) == list(model.capture(tokens, Site.parse("z.1"))) == [Site.parse("z.1")]
+        )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_gradient_checkpointing_is_refused_where_it_would_falsify_gradients(name):
+    hf = tiny(name).train()
+    hf.activation_checkpointing_enable()
+    model, site = HookedModel.wrap(hf), Site.parse("attn_out.1")
+    tokens = random_tokens(hf, 1, 6)
+    with pytest.raises(InputError, match=r"a second time in the backward pass.*switch it off"):
+        with model.edited({site: lambda x, where: x * 2}):
+            model(tokens)
+    with pytest.raises(InputError, match=r"gradient checkpointing runs every block a second time"):
+        model.capture(tokens, [site])
+    with torch.no_grad():
+        assert model.capture(tokens, [site])
+    assert model(tokens).requires_grad
+    hf.eval()
+    assert model.capture(tokens, [site])[site].requires_grad
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("everything", [True, False])
+def test_weights_that_accelerate_keeps_elsewhere(name, everything, tmp_path):
+    """All weights on the meta device between calls, or those of one block on disk: device_map's two ways."""
+    accelerate = pytest.importorskip("accelerate")
+    whole, hf = wrapped(name), tiny(name).requires_grad_(False)
+    if everything:
+        hf = accelerate.cpu_offload(hf, torch.device("cpu"))
+    else:
+        base, layers = whole.anatomy.base, whole.anatomy.layers
+        places = {f"{base}.{n}": "cpu" for n, _ in hf.get_submodule(base).named_children() if n != layers}
+        places |= {f"{base}.{layers}.{i}": "disk" if i == 1 else "cpu" for i in range(whole.cfg.n_layers)}
+        hf = accelerate.dispatch_model(hf, {**places, "lm_head": "cpu"}, main_device="cpu", offload_dir=str(tmp_path))
+    assert any(p.is_meta for p in hf.parameters())
+    model, tokens, sites = HookedModel.wrap(hf), random_tokens(whole.hf, 2, T), all_sites(whole)
+    assert model.device == torch.device("cpu")
+    with torch.no_grad():
+        found, expected = model.run_recorded(tokens, sites)[1], whole.run_recorded(tokens, sites)[1]
+        assert all(torch.equal(found[site], expected[site]) for site in sites)
+        model.capture(tokens, ["q.1"])  # leaves block 1 in the middle of its call
+        for site in map(Site.parse, ("ln1.1", "ln2.1", "resid_mid.1", "q.1", "ln_final")):
+            edits = {site: lambda x, where: 2 * x}
+            with model.edited(edits), whole.edited(edits):
+                assert torch.equal(model(tokens), whole(tokens)), site
+    assert torch.equal(model.generate(tokens, max_new_tokens=3), whole.generate(tokens, max_new_tokens=3))
+
+
 def test_a_bypassed_module_is_reported():
     hf = tiny("llama")
     model = HookedModel.wrap(hf)
     hf.model.layers[1].mlp.forward = lambda x: x
-    with pytest.raises(InputError, match=r"did not come by blocks.1.mlp.hook_pre.*replaced or bypassed"):
+    with pytest.raises(InputError, match=r"did not come by blocks.1.mlp.hook_pre.*replaced, bypassed or compiled"):
         model.capture(random_tokens(hf, 1, 4), ["mlp_pre.1"])
