@@ -9,7 +9,7 @@ only looked at it.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -45,12 +45,20 @@ class Cache(dict[str, Tensor]):
     """Activations by TransformerLens name; also `cache["z", 3]` and `cache[site]`."""
 
     def __getitem__(self, key: "str | Site | tuple[str, int]") -> Tensor:
-        if isinstance(key, tuple):
-            key = f"{key[0]}.{key[1]}"
-        name = str(Site.parse(key))
-        if name not in self:
-            raise InputError(f"{name} is not in this cache. It holds: {', '.join(self)}")
-        return super().__getitem__(name)
+        if key not in self:
+            raise InputError(f"{_name(key)} is not in this cache. It holds: {', '.join(self)}")
+        return super().__getitem__(_name(key))
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(_name(key))
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The activation, or `default` where the cache has none of this name."""
+        return self[key] if key in self else default
+
+
+def _name(key: Any) -> str:
+    return str(Site.parse(f"{key[0]}.{key[1]}" if isinstance(key, tuple) else key))
 
 
 def all_sites(model: "HookedModel") -> list[Site]:

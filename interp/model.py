@@ -113,12 +113,21 @@ class HookedModel:
     @contextmanager
     def running(self, where: Where) -> Iterator[None]:
         """Say at what positions the pass in this block is, for callers that run `model.hf` themselves (generation)."""
-        before, self._where = self._where, where
+        self._require_rest()
+        self._where = where
         self._passes += 1
         try:
             yield
         finally:
-            self._where = before
+            self._where = None
+
+    def _require_rest(self) -> None:
+        """Refuse a pass inside a pass: captures and edits of the one would act on the other."""
+        if self._where is not None:
+            raise InputError(
+                "another pass of this model is running. An edit must not run the model it edits: compute what it "
+                "needs before, and two threads must take turns"
+            )
 
     def __call__(
         self, tokens: Int[Tensor, "b t"], *, lengths: Int[Tensor, " b"] | None = None, padding: Padding = "right"
@@ -152,6 +161,7 @@ class HookedModel:
     ) -> tuple[Float[Tensor, "b t v"] | None, dict[Site, Tensor]]:
         """Logits and captures of one pass; no logits (`None`) if it stopped or the model has no head."""
         tokens, wanted = self._checked(tokens), Site.parse_all(sites)
+        self._require_rest()
         for site in wanted:
             self.anatomy.check(self.hf, site)
         if not wanted and stop:

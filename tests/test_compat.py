@@ -26,6 +26,8 @@ def test_names_and_filters():
                 assert torch.equal(value, everything[name])
     assert everything["z", 1] is everything["blocks.1.attn.hook_z"] is everything["z.1"]
     assert everything[Site.parse("z.1")] is everything["z", 1]
+    assert everything.get("z.1") is everything["z", 1] and "z.1" in everything and ("z", 1) in everything
+    assert ("q", 1) not in cache and cache.get(("q", 1)) is None and cache.get("q.1", 3) == 3
     with pytest.raises(InputError, match=r"blocks\.1\.attn\.hook_q is not in this cache. It holds: hook_embed"):
         _ = cache["q", 1]
     with pytest.raises(InputError, match=r"true for no site.*hook_embed, blocks\.0\.hook_resid_pre"):

@@ -218,6 +218,19 @@ def test_hooks_are_gone_after_an_exception():
             _ = model.where
 
 
+def test_a_pass_inside_a_pass_is_refused():
+    """An edit that captures from the model it edits would fill the outer capture with the inner run's values."""
+    model = wrapped("llama")
+    tokens = random_tokens(model.hf, 1, 4)
+    for inner in (lambda: model.capture(tokens, ["resid_post.0"]), lambda: model(tokens)):
+        with pytest.raises(InputError, match=r"another pass of this model is running. An edit must not run the model"):
+            with torch.no_grad(), model.edited({site("resid_post.1"): lambda x, where, inner=inner: inner()}):
+                model.capture(tokens, ["resid_post.0", "resid_post.2"])
+    assert len(model.board) == 0
+    with torch.no_grad():
+        assert model(tokens).shape == (1, 4, 97)
+
+
 def test_errors_say_what_was_expected():
     model = wrapped("llama")
     tokens, keep = random_tokens(model.hf, 1, 4), lambda x, where: x
