@@ -1,6 +1,5 @@
 """The result of a parity run: rows of deviations, as text, as JSON, and as a verdict."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from interp.errors import InputError
+from interp.sealing import write_json
 
 
 class ParityError(RuntimeError):
@@ -96,7 +96,7 @@ class ParityTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(Path(path), self.to_json())
 
     def text(self) -> str:
         """The table for a terminal: one line per site, then the largest deviation from each opinion."""

@@ -35,19 +35,22 @@ class Parity:
 
     def run(self) -> int:
         """Load, compare, print; 0 if everything agrees, else 1."""
+        from interp.errors import InputError
         from interp.loading import parse_dtype
         from interp.model import HookedModel
         from interp.parity import default_tolerance, parity, prompt_tokens
 
+        if self.json is not None and not self.json.parent.is_dir():
+            raise InputError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
         dtype = None if self.dtype == "auto" else parse_dtype(self.dtype)
         model = HookedModel.load(self.model, upto=self.upto, dtype=dtype, device=self.device)
         tokens, lengths = prompt_tokens(model)
         table = parity(model, tokens, lengths=lengths, sites=self.sites or None, opinions=self.opinions)
         tolerance = default_tolerance(model.dtype) if self.tolerance is None else self.tolerance
-        if self.json is not None:
-            table.save(self.json)
         far = table.above(tolerance)
         say(table.text())
+        if self.json is not None:
+            table.save(self.json)
         count, heard = len({line.split(" ")[0] for line in far}), sum(bool(row.deviations) for row in table.rows)
         say(f"{'FAILED' if far else 'passed'}: {count} of {heard} compared rows above {tolerance:.0e} relative")
         return 1 if far else 0
