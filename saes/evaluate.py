@@ -5,7 +5,8 @@
     delta CE, KL          CE spliced - CE clean; KL(clean || spliced)                              (`interp.effects`)
 
 Rows of massive norm (attention sinks; over 10 times the median, or the threshold the SAE was trained with) are left out
-of every figure but `explained_variance_all`: a few of them hold most of the variance and are trivially reconstructed.
+of every figure but `explained_variance_all`: a few of them hold most of the variance, so that a figure which counts
+them says how they are treated and little else.
 In the runs behind CE and KL, splicing and ablation replace the same positions and pass the others through unchanged:
 position 0 of each sequence, special and template tokens, and massive rows (`saes.splice`).
 
@@ -50,7 +51,7 @@ class Evaluation:
     n_documents: int
     explained_variance: float
     explained_variance_all: float
-    """With the massive rows counted: the flattering one."""
+    """With the massive rows counted."""
     massive_rows: int
     massive_threshold: float
     """Norm above which a row is massive."""

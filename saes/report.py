@@ -3,8 +3,8 @@
     loss recovered = (CE zero-ablated - CE spliced) / (CE zero-ablated - CE clean)      delta CE = CE spliced - CE clean
 
 The headline is the explained variance without massive rows. A handful of rows of massive norm (attention sinks) hold
-most of the variance and are trivial to reconstruct, so that the figure over all rows flatters any SAE; it stands beside
-the headline with the number of such rows.
+most of the variance, so that the figure over all rows says how those few are treated and little else: it flatters an
+SAE that was trained on them and punishes one that was not. It stands beside the headline with the number of such rows.
 """
 
 import math
@@ -138,9 +138,9 @@ def _quality(e: Evaluation, where: str, rule: str) -> Section:
     ]
     note = Note(
         f"Massive rows are activation rows of {rule} (here {e.massive_threshold:,.0f}), mostly attention sinks: "
-        f"{e.massive_rows:,} of the held-out rows. A few of them can hold most of the variance and are easily "
-        "reconstructed, which flatters any SAE. They are kept out of training and of the headline, and pass unchanged "
-        "where the SAE is spliced in."
+        f"{e.massive_rows:,} of the held-out rows. A few of them can hold most of the variance: counting them flatters "
+        "an SAE trained on them and punishes one that was not, such as this one. They are kept out of training and of "
+        "the headline, and pass unchanged where the SAE is spliced in."
     )
     lead = (
         f"{where}. Measured on {e.n_tokens:,} held-out tokens of {e.n_documents:,} documents that training never saw."

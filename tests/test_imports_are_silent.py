@@ -14,8 +14,8 @@ from tests.test_floors import FLOORS, modules
 # What the core may import (DESIGN: it runs on a machine that has just these).
 ALLOWED = {"torch", "numpy", "scipy", "safetensors", "transformers", "jaxtyping", "tqdm", "triton"}
 CORE = (
-    "interp.sites interp.anatomy interp.model interp.loading interp.batching interp.store interp.extract interp.effects "
-    "interp.tokenfile interp.generate interp.lens interp.loop interp.plan "
+    "interp.sites interp.anatomy interp.model interp.loading interp.batching interp.store interp.extract "
+    "interp.effects interp.tokenfile interp.generate interp.lens interp.loop interp.plan "
     "saes.codes saes.activations saes.sae saes.losses saes.train saes.evaluate midlens_kernels"
 ).split()
 ALL = [name for package in FLOORS for name, _ in modules(package) if not name.endswith("__main__")]
@@ -55,7 +55,9 @@ def test_the_packages_load_nothing_heavy():
         {first}
         print(__import__("json").dumps(sorted({{m.split(".")[0] for m in sys.modules}})))
     """
-    bare = set(json.loads(run(count.format(first="import torch, numpy.random, jaxtyping, tqdm, safetensors.torch")).stdout))
+    bare = set(
+        json.loads(run(count.format(first="import torch, numpy.random, jaxtyping, tqdm, safetensors.torch")).stdout)
+    )
     ours = set(json.loads(run(count.format(first="import interp, saes, midlens_kernels, midlens")).stdout))
     extra = {m for m in ours - bare - set(FLOORS) - set(sys.stdlib_module_names) if not m.startswith("_")}
     assert not extra, extra
@@ -94,8 +96,8 @@ def test_the_core_runs_with_all_else_blocked(what: str, tmp_path):
         from transformers import LlamaConfig, LlamaForCausalLM
         from interp.model import HookedModel
         from interp.sites import Site
-        config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                             num_key_value_heads=1, max_position_embeddings=64)
+        config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)
         model = HookedModel.wrap(LlamaForCausalLM(config).eval())
         site = Site.parse("blocks.1.hook_resid_post")
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is installed: the wheel holds every package and the data files, and they are found from a clone and from a wheel."""
+"""The wheel holds every package and the data files; these are found from a clone and from an installed wheel."""
 
 import subprocess
 import sys
@@ -41,7 +41,8 @@ def test_data_files_and_command_line_from_an_installed_wheel(wheel: Path, tmp_pa
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        f"import sys; sys.path = [{str(site)!r}] + [p for p in sys.path if p not in ('', {str(ROOT)!r}, {str(ROOT / 'kernels')!r})]\n"
+        f"import sys; clone = ('', {str(ROOT)!r}, {str(ROOT / 'kernels')!r})\n"
+        f"sys.path = [{str(site)!r}] + [p for p in sys.path if p not in clone]\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in type(f).__name__.lower() + str(f).lower()]\n"
         "import interp, midlens_kernels\nfrom interp.resources import data_path\n"
         f"assert interp.__file__.startswith({str(site)!r}), interp.__file__\n"
