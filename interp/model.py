@@ -16,6 +16,7 @@ Rows at padding positions hold numbers without meaning. `padding="left"` rotates
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +62,7 @@ class HookedModel:
     @classmethod
     def load(
         cls,
-        name: str,
+        name: str | Path,
         *,
         upto: Site | str | None = None,
         dtype: str | torch.dtype | None = None,

@@ -133,7 +133,7 @@ def test_a_partial_hooked_model_captures_what_the_whole_one_does(saved):
     whole, tokens = HookedModel.wrap(model), random_tokens(model, 2, 11)
     for name in ("embed", "resid_pre.0", "ln1.0", "resid_pre.1", "attn_out.1", "resid_post.1", "ln_final"):
         site = Site.parse(name)
-        part = HookedModel.load(str(folder), upto=site, dtype=torch.float32, device="cpu")
+        part = HookedModel.load(folder, upto=site, dtype=torch.float32, device="cpu")
         assert part.cfg.n_layers == whole.cfg.n_layers
         assert part.loaded_layers == layers_needed(site, whole.cfg.n_layers)
         with torch.no_grad():
