@@ -1,7 +1,7 @@
 """Quality of TopK SAEs on the same activations: `saes.train` against SAELens's own trainer.
 
-    python benchmarks/sae_quality.py                         extracts SmolLM2, layer 15: 200k tokens to train on, 30k
-    held out python benchmarks/sae_quality.py --train STORE --held-out STORE --site resid_post.15
+    python benchmarks/sae_quality.py             extracts SmolLM2, layer 15: 200k tokens to train on, 30k held out
+    python benchmarks/sae_quality.py --train STORE --held-out STORE --site resid_post.15
 
 Equal for both: the rows (massive ones left out), the number of steps, batch size, width and k, the evaluation
 (centred explained variance in float64 over held-out rows). SAELens runs as its documentation configures TopK:

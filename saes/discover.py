@@ -24,17 +24,19 @@ from interp.lens import Lens
 from interp.loading import parse_dtype
 from interp.model import HookedModel
 from interp.sealing import differences, read_json, write_json
-from interp.sites import Site
+from interp.sites import Point, Site
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile, tokenize
 from saes.evaluate import Evaluation, evaluate, row_norms, threshold_of
 from saes.examples import Source, load_features, read_features, write_features
 from saes.report import write_report
-from saes.sae import SAE
+from saes.sae import SAE, SAEConfig
 from saes.stages import Stages
 from saes.train import TrainConfig, fit
 
 SIDES = ("train", "held_out")
+STREAM = (Point.EMBED, Point.RESID_PRE, Point.ATTN_OUT, Point.RESID_MID, Point.MLP_OUT, Point.RESID_POST)
+"""Sites as wide as the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,19 @@ class DiscoverConfig:
 def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
     out, say = config.out, say or (lambda line: None)
+    recipe = TrainConfig(expansion=config.expansion, k=config.k, epochs=config.epochs, seed=config.seed)
     _claim(config)
     stages = Stages(out / "timings.json", say)
     with stages.stage("model", config.model):
         model = HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
         site = _site(config, model)
+        if site.point in STREAM:  # found out now, not after the extraction
+            SAEConfig(d_in=model.cfg.d_model, d_sae=recipe.width(model.cfg.d_model), k=config.k)
     with stages.stage("text", f"{config.train_tokens:,} + {config.held_out_tokens:,} tokens of {config.corpus}"):
         tokens = _tokens(config, model)
     with stages.stage("activations", str(site)):
         stores = _stores(config, model, tokens, site, say)
     with stages.stage("training", f"{config.expansion} x {model.cfg.d_model} features, k {config.k}"):
-        recipe = TrainConfig(expansion=config.expansion, k=config.k, epochs=config.epochs, seed=config.seed)
         sae = fit(stores["train"], recipe, out / "sae", site=site)
     with stages.stage("evaluation", f"{len(stores['held_out']):,} held-out rows"):
         evaluation = _evaluation(config, sae, stores["held_out"], site, model, tokens["held_out"])

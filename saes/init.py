@@ -1,7 +1,8 @@
 """Where training starts: the scale of the activations, which rows are too large to learn from, and the first weights.
 
-    scale s = sqrt(d) / mean norm                     over a sample, rows of massive norm left out W_dec = random unit
-    rows,  W_enc = its transpose,  b_enc = 0,  b_dec = geometric median (or mean) of the scaled sample
+    scale s = sqrt(d) / mean norm                over a sample, rows of massive norm left out
+    W_dec = random unit rows,  W_enc = its transpose,  b_enc = 0
+    b_dec = geometric median (or mean) of the scaled sample
 
 Training sees s x, so that one learning rate fits every model; `unscaled` divides the biases by s at the end. TopK with
 ReLU is positively homogeneous, hence exact: codes and reconstruction of the result are those of training, divided by s.

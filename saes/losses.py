@@ -1,7 +1,7 @@
 """The losses of SAE training, as pure functions; all are fractions of a variance, so 1 means "explains nothing".
 
-    reconstruction = mean over tokens |x - x^|^2 / variance                 variance: of the activations, fixed for a
-    run auxiliary      = |e - e^|^2 / |e|^2 * min(a / k_aux, 1)                   e = x - x^, detached
+    reconstruction = mean over tokens |x - x^|^2 / variance       variance: of the activations, fixed for a run
+    auxiliary      = |e - e^|^2 / |e|^2 * min(a / k_aux, 1)       e = x - x^, detached
 
 e^ is what the `a` dead features make of the input: `relu(top k_aux of x W_enc[:, dead] + b_enc[dead]) W_dec[dead]`. It
 trains nothing but the rows of the dead features, which have no gradient otherwise. Gao et al. 2024, appendix A.2,

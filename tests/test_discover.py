@@ -128,6 +128,8 @@ def test_bad_input(config: DiscoverConfig, tmp_path: Path):
         ({"corpus": str(tmp_path / "none.txt")}, "no corpus at"),
         ({"model": str(tmp_path / "none")}, "none"),
         ({"dtype": "int3"}, "int3"),
+        ({"k": 1_000_000}, "k=1000000 active features do not fit"),
+        ({"epochs": 0.0}, "epochs must be positive"),
     ]:
         with pytest.raises(InputError, match=says):
             discover(dataclasses.replace(config, out=tmp_path / f"bad-{next(iter(change))}-{says[:4]}", **change))
