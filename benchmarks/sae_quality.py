@@ -7,13 +7,12 @@ Equal for both: the rows (massive ones left out), the number of steps, batch siz
 (centred explained variance in float64 over held-out rows). SAELens runs as its documentation configures TopK:
 `TopKTrainingSAEConfig` with its defaults (AuxK coefficient 1, decoder norm free and inside the selection,
 decoder_init_norm 0.1), inputs scaled (`expected_average_only_in`), Adam, no warm-up, linear decay over the last
-fifth; learning rates: its trainer's default 3e-4, the 5e-5 of its tutorial, and ours. Its number is the best of them.
+fifth; learning rates: its trainer's default 3e-4 (others with --rival-rates) and ours. Its number is the best of them.
 Prints a table, writes JSON.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from measure import environment
 from torch import Tensor
 
 from interp.sites import Site
@@ -31,7 +31,7 @@ from saes.recipe import TrainConfig
 from saes.sae import SAE
 from saes.train import fit
 
-RIVAL_RATES = (5e-5, 3e-4)
+RIVAL_RATES = (3e-4,)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def ours(store: ActivationStore, site: Site, config: TrainConfig, *, folder: Pat
     return sae, time.perf_counter() - begun
 
 
-def compare(train: ActivationStore, held_out: ActivationStore, site: Site, config: TrainConfig) -> list[Result]:
+def compare(
+    train: ActivationStore, held_out: ActivationStore, site: Site, config: TrainConfig, *, rival_rates: list[float]
+) -> list[Result]:
     """All trainers and learning rates under one seed."""
     results = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +130,7 @@ def compare(train: ActivationStore, held_out: ActivationStore, site: Site, confi
         width = config.width(sae.config.d_in)
         own_rate = config.rate(config.steps(len(train)) // 2, config.steps(len(train)), width)
         runs = [("midlens", own_rate, sae, seconds)]
-        for lr in (*RIVAL_RATES, own_rate):
+        for lr in (*rival_rates, own_rate):
             runs.append(
                 ("SAELens", lr, *rival(train, site, config, lr=lr, threshold=threshold, folder=folder / f"{lr}"))
             )
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="features; by default 8 times the width of the activations")
     parser.add_argument("--k", type=int, default=TrainConfig.k)
     parser.add_argument("--epochs", type=float, default=TrainConfig.epochs)
+    parser.add_argument("--rival-rates", type=float, nargs="*", default=list(RIVAL_RATES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sae_quality.json")
     options = parser.parse_args()
@@ -187,9 +190,7 @@ def main() -> None:
     results = []
     for seed in options.seeds:
         config = TrainConfig(d_sae=options.width, k=options.k, epochs=options.epochs, seed=seed)
-        results += compare(*stores, site, config)
-    import sae_lens
-
+        results += compare(*stores, site, config, rival_rates=options.rival_rates)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "site": str(site),
@@ -197,8 +198,7 @@ def main() -> None:
         "rows": {"train": len(stores[0]), "held_out": len(stores[1])},
         "recipe": {name: value for name, value in asdict(config).items() if name != "seed"},
         "steps": config.steps(len(stores[0])),
-        "versions": {"torch": torch.__version__, "sae_lens": sae_lens.__version__, "python": platform.python_version()},
-        "threads": torch.get_num_threads(),
+        "environment": environment(("torch", "sae-lens")),
     }
     options.out.write_text(json.dumps({**facts, "results": [asdict(result) for result in results]}, indent=1) + "\n")
     print(table(results))

@@ -1,4 +1,4 @@
-"""What the tests share: no network, and one SmolLM2 per session."""
+"""What the tests share: no network, and one SmolLM2 per test process."""
 
 import os
 
