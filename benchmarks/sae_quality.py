@@ -143,8 +143,8 @@ def compare(
                     lr,
                     config.seed,
                     quality.kept.explained_variance,
-                    quality.firing.dead_fraction,
-                    quality.firing.l0,
+                    float((quality.firing.fires == 0).double().mean()),
+                    int(quality.firing.fires.sum()) / quality.kept.n_tokens,
                     seconds,
                     tokens / seconds,
                 )

@@ -9,10 +9,10 @@ from interp.sealing import read_json, write_json
 
 BUDGET = {
     "model": 20,
-    "text": 30,
+    "text": 15,
     "activations": 200,
     "training": 130,
-    "evaluation": 60,
+    "evaluation": 75,
     "features": 30,
     "report": 10,
 }
