@@ -1,13 +1,13 @@
 """An SAE saved here is sae_lens's own, and the other way round: outputs, k, hook name and provenance."""
 
 import pytest
-import sae_lens
 import torch
 
 from saes.sae import SAE, SAEConfig
 from tests.test_sae import weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # sae_lens's imports warn
+sae_lens = pytest.importorskip("sae_lens")
 METADATA = {"model_name": "smollm2-135m", "hook_name": "blocks.15.hook_resid_post", "own": {"corpus": "abc"}}
 
 
