@@ -1,13 +1,16 @@
 """Top-k encoding: `acts, idx = relu(top_k(x W_enc + b_enc))`.
 
 The k largest pre-activations of each token, then ReLU: with fewer than k positive ones the rest of the k entries are
-zero and send no gradient. The order of the k is not defined, nor is which of equal values is taken.
+zero and send no gradient. With `weight` the ranking is by pre-activation times weight; what is returned is not
+multiplied. The order of the k is not defined, nor is which of equal values is taken.
 
 `W_enc` has the shape `d f`; it is fast where its *transpose* is contiguous (features as rows), which is how `saes.SAE`
-stores it. Cost: one `n d x d f` product and a selection, in chunks of tokens, so that at most 2^26 pre-activations
-exist at a time; the backward pass touches only the n k entries chosen: O(n k d). `W_enc`'s gradient is dense.
+stores it. `compute` is the dtype of the dense product only; results and gradients have that of x. Cost: one
+`n d x d f` product and a selection, in chunks of tokens, so that at most 2^26 pre-activations exist at a time; the
+backward pass touches only the n k entries chosen: O(n k d). `W_enc`'s gradient is dense.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,11 +20,16 @@ from midlens_kernels.topk_encode.reference import topk_encode_reference
 
 
 def topk_encode(
-    x: Float[Tensor, "n d"], W_enc: Float[Tensor, "d f"], b_enc: Float[Tensor, " f"], k: int
+    x: Float[Tensor, "n d"],
+    W_enc: Float[Tensor, "d f"],
+    b_enc: Float[Tensor, " f"],
+    k: int,
+    *,
+    weight: Float[Tensor, " f"] | None = None,
+    compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Encode tokens to k activations >= 0 and their features; same as `topk_encode_reference`, gradients too."""
     if not 1 <= k <= len(b_enc):
         raise ValueError(f"k must lie between 1 and the number of features ({len(b_enc)}), got {k}")
-    if backend_for(x, W_enc, b_enc) == "reference":
-        return topk_encode_reference(x, W_enc, b_enc, k)
-    return topk_encode_cpu(x, W_enc, b_enc, k)
+    encode = topk_encode_reference if backend_for(x, W_enc, b_enc) == "reference" else topk_encode_cpu
+    return encode(x, W_enc, b_enc, k, weight=None if weight is None else weight.detach(), compute=compute)
