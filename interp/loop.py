@@ -6,16 +6,16 @@
 
 A run is a function of (settings, seed, step): `train` asks for the batches from step s on, and after a kill it
 continues from the newest whole checkpoint as if nothing had happened; metrics written after that checkpoint are cut
-off and written again. Nothing is moved to the host except at logging steps. A non-finite metric ends the run before a
-checkpoint could hold it.
+off and written again. `Course` is one run without the asking, for those who feed several from one stream. Nothing is
+moved to the host except at logging steps. A non-finite metric ends the run before a checkpoint could hold it.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from interp.errors import InputError
 from interp.progress import bar
 from interp.sealing import differences, read_json, sync, write_json
 from interp.tensorfile import read_tensors, write_tensors
+from interp.trackers import Guarded, Tracker
 
 B = TypeVar("B", contravariant=True)
 KEPT = 2  # checkpoints
@@ -75,6 +76,60 @@ class Pace:
         return step % (math.ceil(self.checkpoint_every / self.log_every) * self.log_every) == 0 or step == self.steps
 
 
+class Course(Generic[B]):
+    """One run, driven from outside: each `advance` is a step and whatever is due after it.
+
+    It begins where the newest checkpoint in `folder` stands: `step` steps are done, and the next batch it wants is
+    batch `step`, counted from 0. Several courses can be fed from one stream of batches, each from its own place on.
+    """
+
+    def __init__(
+        self,
+        trainee: Trainee[B],
+        pace: Pace,
+        folder: Path,
+        *,
+        settings: Mapping[str, Any],
+        tracker: Tracker | None = None,
+    ) -> None:
+        """Claim `folder` under `settings`, which must hold everything that decides the result, and resume."""
+        claim(folder, settings)
+        self.trainee, self.pace, self.folder = trainee, pace, folder
+        self.step = _resume(trainee, folder)
+        self._metrics = Metrics(folder / "metrics.jsonl", after=self.step)
+        self._tracker = None if tracker is None else Guarded(tracker)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is done."""
+        return self.step >= self.pace.steps
+
+    def advance(self, batch: B) -> None:
+        """Learn from batch `step`; write metrics and checkpoint if they are due."""
+        assert not self.done, f"all {self.pace.steps} steps of {self.folder} are done"
+        self.trainee.step(batch)
+        self.step += 1
+        if self.pace.logs(self.step):
+            self._log()
+        if self.pace.saves(self.step):
+            self._metrics.sync()
+            save_checkpoint(self.folder, self.step, self.trainee.tensors())
+
+    def _log(self) -> None:
+        values = self.trainee.metrics()
+        sound = (self.step - 1) // self.pace.log_every * self.pace.log_every
+        if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise NotFinite(
+                f"{', '.join(bad)} became NaN or infinite in steps {sound + 1} to {self.step}",
+                after=sound,
+                until=self.step,
+            )
+        line = {"step": self.step, **values}
+        self._metrics.write(line)
+        if self._tracker is not None:
+            self._tracker(line)
+
+
 def train(
     trainee: Trainee[B],
     batches: Callable[[int], Iterator[B]],
@@ -85,35 +140,24 @@ def train(
     label: str,
     unit: str = "step",
     units_per_step: int = 1,
+    tracker: Tracker | None = None,
 ) -> None:
     """Run `trainee` to `pace.steps`, from the newest checkpoint in `folder` if there is one.
 
-    `batches(s)` yields the batches from step s on, counted from 0. `settings` must hold everything that decides the
-    result.
+    `batches(s)` yields the batches from step s on, counted from 0; the iterator is closed however the run ends.
+    `settings` must hold everything that decides the result. `tracker` gets every line of metrics.
     """
-    claim(folder, settings)
-    first = _resume(trainee, folder)
-    metrics = Metrics(folder / "metrics.jsonl", after=first)
-    with bar(pace.steps * units_per_step, label, unit=unit, done=first * units_per_step) as progress:
-        source = batches(first) if first < pace.steps else iter(())
-        for step in range(first + 1, pace.steps + 1):
-            trainee.step(next(source))
-            progress.update(units_per_step)
-            if pace.logs(step):
-                _log(trainee, metrics, step, pace)
-            if pace.saves(step):
-                metrics.sync()
-                save_checkpoint(folder, step, trainee.tensors())
-
-
-def _log(trainee: Trainee[B], metrics: "Metrics", step: int, pace: Pace) -> None:
-    values = trainee.metrics()
-    sound = (step - 1) // pace.log_every * pace.log_every
-    if bad := [name for name, value in values.items() if not math.isfinite(value)]:
-        raise NotFinite(
-            f"{', '.join(bad)} became NaN or infinite in steps {sound + 1} to {step}", after=sound, until=step
-        )
-    metrics.write({"step": step, **values})
+    course = Course(trainee, pace, folder, settings=settings, tracker=tracker)
+    source = iter(()) if course.done else batches(course.step)
+    try:
+        done = course.step * units_per_step
+        with bar(pace.steps * units_per_step, label, unit=unit, done=done) as progress:
+            while not course.done:
+                course.advance(next(source))
+                progress.update(units_per_step)
+    finally:
+        if isinstance(source, Generator):
+            source.close()
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:

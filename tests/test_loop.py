@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.errors import InputError
-from interp.loop import Metrics, NotFinite, Pace, checkpoints, save_checkpoint, train
+from interp.loop import Course, Metrics, NotFinite, Pace, checkpoints, save_checkpoint, train
 from interp.tensorfile import read_tensors, write_tensors
 
 
@@ -35,13 +35,18 @@ class Counter:
         self.value = tensors["value"]
 
 
-def run(folder, counter: Counter, *, steps: int = 100, seed: int = 0) -> Counter:
+def run(folder, counter: Counter, *, steps: int = 100, seed: int = 0, tracker=None) -> Counter:
     def batches(first):
         return iter(range(first, 10**9))
 
-    pace = Pace(steps=steps, log_every=4, checkpoint_every=10)
-    train(counter, batches, pace, folder, settings={"seed": seed, "steps": steps}, label="count")
+    train(
+        counter, batches, pace(steps), folder, settings={"seed": seed, "steps": steps}, label="count", tracker=tracker
+    )
     return counter
+
+
+def pace(steps: int) -> Pace:
+    return Pace(steps=steps, log_every=4, checkpoint_every=10)
 
 
 def names(folder):
@@ -89,6 +94,86 @@ def test_a_nan_ends_the_run_before_it_reaches_a_checkpoint(tmp_path):
     assert (caught.value.after, caught.value.until) == (24, 28)
     assert names(tmp_path) == ["step-000000012.safetensors", "step-000000024.safetensors"]
     assert torch.equal(run(tmp_path, Counter()).value, run(tmp_path / "whole", Counter()).value)
+
+
+def course(folder, counter: Counter, *, steps: int) -> Course:
+    return Course(counter, pace(steps), folder, settings={"seed": 0, "steps": steps})
+
+
+def test_many_courses_from_one_stream_each_end_as_if_trained_alone(tmp_path):
+    """Of three, one is killed at step 31 and one at step 70: continued, they stand at 24, 60 and 100."""
+    ends = {"a": 100, "b": 100, "c": 55}
+    for name, steps in ends.items():
+        run(tmp_path / "alone" / name, Counter(), steps=steps)
+    for name, die_at in (("a", 31), ("b", 70)):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "swept" / name, Counter(die_at=die_at))
+    courses = {name: course(tmp_path / "swept" / name, Counter(), steps=steps) for name, steps in ends.items()}
+    assert {name: c.step for name, c in courses.items()} == {"a": 24, "b": 60, "c": 0}
+    for number in range(100):
+        for c in courses.values():
+            if c.step == number and not c.done:
+                c.advance(number)
+    assert all(c.done for c in courses.values())
+    whole = {p.relative_to(tmp_path / "alone"): p.read_bytes() for p in (tmp_path / "alone").rglob("*.*")}
+    assert len(whole) == 3 * 4
+    assert {p.relative_to(tmp_path / "swept"): p.read_bytes() for p in (tmp_path / "swept").rglob("*.*")} == whole
+
+
+def test_a_course_takes_no_batch_beyond_its_end(tmp_path):
+    done = course(tmp_path, run(tmp_path, Counter(), steps=8), steps=8)
+    assert done.done and done.step == 8
+    with pytest.raises(AssertionError, match=r"all 8 steps of .* are done"):
+        done.advance(8)
+
+
+def test_the_source_of_batches_is_closed_however_the_run_ends(tmp_path):
+    closed = []
+
+    def batches(first):
+        try:
+            yield from range(first, 100)
+        finally:
+            closed.append(first)
+
+    for name, counter in (("a", Counter()), ("b", Counter(die_at=5))):
+        try:
+            train(counter, batches, pace(20), tmp_path / name, settings={}, label="count")
+        except KeyboardInterrupt as error:
+            kept = error  # its traceback keeps the frames alive
+        assert closed == [0], name
+        closed.clear()
+    del kept
+
+
+def test_the_tracker_gets_every_line_and_the_cut_ones_again(tmp_path):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Counter(die_at=21), steps=24, tracker=seen.append)
+    assert [line["step"] for line in seen] == [4, 8, 12, 16, 20]
+    run(tmp_path, Counter(), steps=24, tracker=seen.append)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert seen[:3] + seen[5:] == lines  # the checkpoint is of step 12
+    assert seen[3:5] == seen[5:7]
+
+
+def test_a_tracker_that_fails_costs_one_warning(tmp_path, caplog):
+    seen = []
+
+    def moody(line):
+        if line["step"] in (8, 16):
+            raise ConnectionError("the service is gone")
+        seen.append(line["step"])
+
+    run(tmp_path / "a", Counter(), steps=24, tracker=moody)
+    run(tmp_path / "b", Counter(), steps=24)
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    assert seen == [4, 12, 20, 24]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "metrics of step 8 did not reach the tracker (ConnectionError: the service is gone); training goes on and "
+        "metrics.jsonl holds every line"
+    )
 
 
 def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path):
