@@ -1,0 +1,102 @@
+"""`cfg.json` of SAELens v6: `SAEConfig` to and from the file's keys.
+
+Keys always written, because `sae_lens` falls back silently where one is missing: without `metadata.sae_lens_version`
+the file counts as one of before version 6 and loses its hook name and provenance, without `architecture` it becomes
+`standard`, without `k` it gets 100. SAELens keeps unknown keys nowhere but in `metadata`, so a crosscoder's widths go
+there. It has no TopK or gated transcoder; those are named in its manner and refused by it.
+"""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from interp.errors import InputError
+from saes.config import SAEConfig
+
+FORMAT = "6.54.12"  # the SAELens version whose format is written
+SOURCES = "midlens_sources"
+# What SAELens writes beside the inference keys when it saves an SAE still in training; none changes the outputs.
+_TRAINING_KEYS = ("decoder_init_norm", "use_sparse_activations", "aux_loss_coefficient")
+_KINDS = ("", "_transcoder", "_skip_transcoder")
+_ARCHITECTURES = {
+    f"{base}{kind}".replace("standard_", ""): (base, kind)
+    for base in ("standard", "topk", "jumprelu", "gated")
+    for kind in _KINDS
+}
+
+
+def to_cfg(config: SAEConfig) -> dict[str, Any]:
+    """The content of `cfg.json`."""
+    kind = _KINDS[config.is_transcoder + config.skip]
+    cfg = {
+        "architecture": f"{config.architecture}{kind}".replace("standard_", ""),
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": config.dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": config.apply_b_dec_to_input,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            **config.metadata,
+            "sae_lens_version": config.metadata.get("sae_lens_version") or FORMAT,
+            "midlens_version": _version(),
+        },
+    }
+    if config.k is not None:
+        cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
+    if config.is_transcoder:
+        cfg["d_out"] = config.d_out
+    if config.sources:
+        cfg["metadata"][SOURCES] = list(config.sources)
+    return cfg
+
+
+def from_cfg(cfg: Mapping[str, Any], source: str) -> SAEConfig:
+    """Read `cfg.json` of version 6, ours or SAELens's; a key that might change the outputs is never skipped.
+
+    `rescale_acts_by_decoder_norm` is no field of `SAEConfig`: whoever loads the weights folds it into them.
+    """
+    rest = dict(cfg)
+    metadata = dict(rest.pop("metadata", None) or {})
+    if not metadata.get("sae_lens_version"):
+        raise InputError(
+            f"{source} has no metadata.sae_lens_version, so it is no SAELens version 6 file; "
+            "load it once with sae_lens and save it again"
+        )
+    foreign = "midlens_version" not in metadata
+    _refuse_conventions(rest, source)
+    known = {name: rest.pop(name) for name in SAEConfig.__dataclass_fields__ if name in rest}
+    for name in ("device", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm"):
+        rest.pop(name, None)
+    if foreign:
+        metadata |= {name: rest.pop(name) for name in _TRAINING_KEYS if name in rest}
+    if missing := [name for name in ("architecture", "d_in", "d_sae") if name not in known]:
+        raise InputError(f"{source} lacks {', '.join(missing)}; an SAE cannot be rebuilt without")
+    if rest:
+        raise InputError(f"{source} has unknown keys: {', '.join(sorted(rest))}; was it written by a newer version?")
+    known["architecture"], kind = _ARCHITECTURES[known["architecture"]]
+    known["skip"] = kind == "_skip_transcoder"
+    if bool(kind) != (known.get("d_out") is not None):
+        raise InputError(f"{source}: architecture {cfg['architecture']!r} and d_out={known.get('d_out')} contradict")
+    return SAEConfig(**known, sources=tuple(metadata.pop(SOURCES, ())), metadata=metadata)
+
+
+def _refuse_conventions(cfg: Mapping[str, Any], source: str) -> None:
+    """Conventions that change the outputs and that are not implemented here."""
+    allowed = {
+        "architecture": tuple(_ARCHITECTURES),
+        # an average norm is folded into the weights when SAELens finishes training; at inference it does nothing
+        "normalize_activations": ("none", "expected_average_only_in"),
+        "reshape_activations": ("none",),
+    }
+    for name, values in allowed.items():
+        if (value := cfg.get(name, values[0])) not in values:
+            raise InputError(f"{source}: {name} is {value!r}, but only {', '.join(map(repr, values))} can be loaded")
+
+
+def _version() -> str:
+    try:
+        return version("midlens")
+    except PackageNotFoundError:  # run from a clone that was never installed
+        return "unknown"
