@@ -166,7 +166,7 @@ def jumprelu(
     l0 = gate.sum() / n
     silent = torch.zeros(len(w), dtype=z.dtype)
     silent[dead] = 1
-    low = ((theta - z).relu() * w * silent).sum() / n
+    low = ((theta - z).relu() * w * silent).sum() / V**0.5 / n
     if mode == "step":
         penalty = s.sparsity * l0
     elif mode == "target":
