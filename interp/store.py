@@ -11,7 +11,6 @@ through the token files of all parts: part p's document i has the number `first_
 part: i).
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -24,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.sealing import differences, partial_name, publish, read_json, sync, write_json
+from interp.sealing import differences, read_json
 from interp.shards import DTYPES, KEYS, Shard, damage
 from interp.shuffle import HORIZON_BYTES, Order, prefetched
 from interp.sites import Site
@@ -237,7 +236,9 @@ class ActivationStore:
     @staticmethod
     def merge(paths: Sequence[str | Path], out: str | Path) -> "ActivationStore":
         """Copy stores of the same model, sites and dtype into one, as parts in the order given."""
-        return _merge([ActivationStore.open(path) for path in paths], Path(out))
+        from interp import merging  # which imports this module
+
+        return merging.merge([ActivationStore.open(path) for path in paths], Path(out))
 
 
 def part_file(number: int) -> str:
@@ -263,38 +264,3 @@ def next_doc(parts: Sequence[dict[str, Any]], tokens: str) -> int:
         if part["spec"]["tokens"] == tokens:
             return part["first_doc"]
     return max((part["first_doc"] + part["file_documents"] for part in parts), default=0)
-
-
-def _merge(stores: Sequence[ActivationStore], out: Path) -> ActivationStore:
-    if not stores:
-        raise InputError("merge needs at least one store")
-    if out.exists():
-        raise InputError(f"{out} exists already; merge writes a new store")
-    for store in stores[1:]:
-        if difference := differences(model_side(stores[0].manifest), model_side(store.manifest)):
-            raise InputError(f"{stores[0].path} and {store.path} cannot be merged: {difference}")
-    specs = [spec for store in stores for spec in store.specs]
-    if len(set(specs)) < len(specs):
-        raise InputError("two of the stores to merge hold the same rows, which would stand in the result twice")
-    partial = partial_name(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    manifest = {**stores[0].manifest, "parts": [], "shards": []}
-    for store in stores:
-        for part in store.manifest["parts"]:
-            plan = part_file(len(manifest["parts"]))
-            shutil.copyfile(store.path / part["plan"], partial / plan)
-            first_doc = next_doc(manifest["parts"], part["spec"]["tokens"])
-            manifest["parts"].append({**part, "plan": plan, "first_doc": first_doc})
-        for entry in store.manifest["shards"]:
-            name = shard_file(len(manifest["shards"]))
-            shutil.copyfile(store.path / entry["name"], partial / name)
-            manifest["shards"].append({**entry, "name": name})
-    manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
-    for path in partial.iterdir():
-        sync(path)
-    write_json(partial / "manifest.json", manifest)
-    publish(partial, out)
-    merged = ActivationStore.open(out)
-    merged.verify()
-    return merged
