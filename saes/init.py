@@ -1,16 +1,14 @@
-"""Where training starts: the scale of the activations, which rows are too large to learn from, and the first weights.
+"""The first weights of a run, for scaled activations (`saes.frame`).
 
-    scale s = sqrt(d) / mean norm                over a sample, rows of massive norm left out
-    W_dec = random unit rows,  W_enc = its transpose,  b_enc = 0
-    b_dec = geometric median (or mean) of the scaled sample
+    W_dec = random unit rows,  W_enc = its transpose,  b_enc = 0,  b_dec = geometric median (or mean) of the sample
+    transcoder: W_dec = 0 (random if its rows are to stay units),  W_enc = random unit rows,  b_enc = -W_enc^T mean(x),
+                b_dec = median of what is written,  W_skip = 0
 
-Training sees s x, so that one learning rate fits every model; `unscaled` divides the biases by s at the end. TopK with
-ReLU is positively homogeneous, hence exact: codes and reconstruction of the result are those of training, divided by s.
+With `start_l0`, biases (standard, gated) or thresholds (jumprelu) are then set from quantiles of the sample's
+pre-activations so that every feature fires equally often, `start_l0` of them per token: sparse from the first step.
 """
 
-import dataclasses
 import math
-from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -19,45 +17,11 @@ from torch import Tensor
 
 from interp.errors import InputError
 from saes.config import SAEConfig
+from saes.frame import Framed
 from saes.recipe import Start
 from saes.sae import SAE
 
-
-@dataclass(frozen=True)
-class Scaling:
-    """What a sample says about the activations."""
-
-    scale: float
-    """Factor that brings the mean norm to sqrt(d)."""
-    threshold: float
-    """Norm, before scaling, above which a row is massive."""
-    variance: float
-    """Mean squared distance of the scaled sample from its mean."""
-    rows: int
-    """Rows of the sample."""
-    massive: int
-    """Those of them that are massive."""
-
-
-def measure(sample: Float[Tensor, "n d"], *, massive: float) -> Scaling:
-    """Scale, threshold and variance of the sample's ordinary rows; float64 throughout."""
-    x = sample.double()
-    norms = x.norm(dim=1)
-    if bad := int((~norms.isfinite()).sum()):
-        raise InputError(
-            f"{bad} of {len(x)} sampled activations hold NaN or infinite values; extract them again in a wider dtype "
-            "(float16 overflows above 65,504), and look at the model's own outputs if that does not help"
-        )
-    threshold = massive * norms.median()
-    kept = norms <= threshold
-    mean = norms[kept].mean()
-    if not mean > 0:
-        raise InputError(f"all {len(x)} sampled activations are zero; there is nothing to train on")
-    scale = math.sqrt(x.shape[1]) / mean
-    variance = scale**2 * (x[kept] - x[kept].mean(0)).square().sum(1).mean()
-    if not variance > 0:
-        raise InputError(f"all {len(x)} sampled activations are equal; there is nothing to train on")
-    return Scaling(scale.item(), threshold.item(), variance.item(), len(x), len(x) - int(kept.sum()))
+QUANTILE_ROWS = 4096
 
 
 def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, " d"]:
@@ -73,31 +37,61 @@ def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, toleranc
     return point
 
 
-def start(config: SAEConfig, sample: Float[Tensor, "n d"], scaling: Scaling, *, b_dec: Start | str, seed: int) -> SAE:
-    """First weights, for activations multiplied by `scaling.scale`."""
+def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, unit_rows: bool = True) -> SAE:
+    """First weights, from a sample of scaled activations; rows that do not count (massive) are left out."""
+    usual = sample.kept > 0
+    x, y = sample.x[usual], sample.y[usual]
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(config.d_sae, config.d_in, generator=generator)
-    rows /= rows.norm(dim=1, keepdim=True)
-    ordinary = sample[sample.norm(dim=1) <= scaling.threshold].double() * scaling.scale
+    rows = _unit_rows(shape.d_sae, shape.d_in, generator)
+    bias = torch.zeros(shape.d_sae)
+    if shape.is_transcoder:
+        decoder = (
+            _unit_rows(shape.d_sae, shape.width_out, generator)
+            if unit_rows
+            else torch.zeros(shape.d_sae, shape.width_out)
+        )
+        bias = -(rows @ x.double().mean(0).float())
+    else:
+        decoder = rows
+    gated = shape.architecture == "gated"
+    weights = {
+        "W_enc": rows.T,
+        "W_dec": decoder,
+        "b_dec": _centre(y, b_dec).float(),
+        "b_gate" if gated else "b_enc": bias,
+    }
+    for name, sizes in shape.shapes().items():
+        weights.setdefault(name, torch.zeros(sizes))
+    return SAE.of_weights(shape, **weights)
+
+
+def _unit_rows(f: int, d: int, generator: torch.Generator) -> Float[Tensor, "f d"]:
+    rows = torch.randn(f, d, generator=generator)
+    return rows.div_(rows.norm(dim=1, keepdim=True))
+
+
+def _centre(y: Float[Tensor, "n out"], b_dec: Start | str) -> Float[Tensor, " out"]:
     match b_dec:
         case "geometric_median":
-            centre = geometric_median(ordinary)
+            return geometric_median(y)
         case "mean":
-            centre = ordinary.mean(0)
+            return y.double().mean(0)
         case "zeros":
-            centre = torch.zeros(config.d_in)
+            return torch.zeros(y.shape[1])
         case _:
             raise InputError(f"b_dec starts at one of {', '.join(map(repr, get_args(Start)))}, got {b_dec!r}")
-    weights = {"W_enc": rows.T, "b_enc": torch.zeros(config.d_sae), "W_dec": rows, "b_dec": centre}
-    return SAE.of_weights(config, **{name: tensor.float() for name, tensor in weights.items()})
 
 
-def unscaled(sae: SAE, scale: float, config: SAEConfig) -> SAE:
-    """The SAE for raw activations that acts on x as `sae` acts on `scale * x`, in the units of x."""
-    return SAE.of_weights(
-        dataclasses.replace(config, apply_b_dec_to_input=sae.config.apply_b_dec_to_input),
-        W_enc=sae.W_enc,
-        b_enc=sae.b_enc / scale,
-        W_dec=sae.W_dec,
-        b_dec=sae.b_dec / scale,
-    )
+@torch.no_grad()
+def quantiles(sae: SAE, sample: Framed, *, l0: float) -> Float[Tensor, " f"]:
+    """Per feature, the pre-activation that it exceeds on a part l0 / f of the sample."""
+    centred = sae.centred(sample.x[sample.kept > 0][:QUANTILE_ROWS])
+    n, f = len(centred), sae.config.d_sae
+    if l0 >= f:
+        raise InputError(f"start_l0={l0} active features do not fit an SAE of {f} features")
+    rank = min(n, max(1, n - math.floor(n * l0 / f)))
+    found = [
+        torch.addmm(bias, centred, rows.T).kthvalue(rank, dim=0).values
+        for rows, bias in zip(sae.encoder.split(1024), sae.b_enc.split(1024), strict=True)
+    ]
+    return torch.cat(found)

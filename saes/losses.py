@@ -1,22 +1,86 @@
 """The losses of SAE training, as pure functions; all are fractions of a variance, so 1 means "explains nothing".
 
-    reconstruction = mean over tokens |x - x^|^2 / variance       variance: of the activations, fixed for a run
-    auxiliary      = |e - e^|^2 / |e|^2 * min(a / k_aux, 1)       e = x - x^, detached
+    reconstruction = mean over tokens |y - y^|^2 / variance       variance: of the activations, fixed for a run
+    nested         = mean over levels of the reconstruction by the features of that level and those before
+    norm penalty   = mean over tokens, sum over features (f_j w_j / sqrt(variance))^p     w: norms of decoder rows
+    auxiliary      = |e - e^|^2 / |e|^2 * min(a / k_aux, 1)       e = y - y^, detached
 
 e^ is what the `a` dead features make of the input: `relu(top k_aux of x W_enc[:, dead] + b_enc[dead]) W_dec[dead]`. It
 trains nothing but the rows of the dead features, which have no gradient otherwise. Gao et al. 2024, appendix A.2,
-https://arxiv.org/abs/2406.04093.
+https://arxiv.org/abs/2406.04093. Nested (Matryoshka): Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from midlens_kernels import topk_decode, topk_encode
 from torch import Tensor
 
+from saes.entries import Entries
+
+
+def row_norms(W_dec: Float[Tensor, "f out"], sources: Sequence[int] = ()) -> Float[Tensor, " f"]:
+    """Norms of the decoder's rows; of a crosscoder, the sum of each row's norms in its sources."""
+    if not sources:
+        return torch.linalg.vector_norm(W_dec, dim=1)
+    return sum(
+        (torch.linalg.vector_norm(block, dim=1) for block in W_dec.split(list(sources), dim=1)), W_dec.new_zeros(())
+    )
+
 
 def reconstruction(error: Float[Tensor, "n d"], kept: Float[Tensor, " n"], variance: float) -> Float[Tensor, ""]:
     """Mean squared error over the kept tokens (weight 1, others 0), as a fraction of the variance."""
     return (error.square().sum(1) * kept).sum() / (kept.sum().clamp(min=1) * variance)
+
+
+def nested(
+    entries: Entries,
+    values: Float[Tensor, "*entries"],
+    W_dec: Float[Tensor, "f out"],
+    target: Float[Tensor, "n out"],
+    kept: Float[Tensor, " n"],
+    variance: float,
+    *,
+    ends: Sequence[int],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n out"]]:
+    """Mean loss over nested dictionaries, of which level i holds the features below `ends[i]`; and the last error.
+
+    `target` is what features have to write (without bias). Every level's own part is decoded once and added up: sparse
+    entries are regrouped by (token, level), so that one pass over the decoder's rows serves all levels.
+    """
+    n, levels = len(target), len(ends)
+    if entries.indices is None:
+        starts = [0, *ends[:-1]]
+        parts = [values[:, a:b] @ W_dec[a:b] for a, b in zip(starts, ends, strict=True)]
+        sums = torch.stack(parts, dim=1).cumsum(1)
+    else:
+        edges = torch.tensor(ends, device=values.device)
+        bag = entries.rows * levels + torch.bucketize(entries.indices, edges, right=True)
+        bag, order = torch.sort(bag, stable=True)
+        offsets = torch.searchsorted(bag, torch.arange(n * levels + 1, device=bag.device))
+        idx = entries.indices.index_select(0, order)
+        parts = topk_decode(values.index_select(0, order), idx, W_dec, offsets=offsets)
+        sums = parts.view(n, levels, -1).cumsum(1)
+    errors = (target[:, None] - sums) * kept[:, None, None]
+    loss = (errors.square().sum(2).mean(1) * kept).sum() / (kept.sum().clamp(min=1) * variance)
+    return loss, errors[:, -1]
+
+
+def norm_penalty(
+    entries: Entries,
+    values: Float[Tensor, "*entries"],
+    norms: Float[Tensor, " f"],
+    kept: Float[Tensor, " n"],
+    variance: float,
+    *,
+    p: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Sum over features of (f w / sqrt(variance))^p, mean over the kept tokens; entries of value 0 count nothing."""
+    size = values * entries.at(norms) / variance**0.5
+    if p != 1:  # the derivative is infinite at 0
+        size = torch.where(size > 0, torch.where(size > 0, size, 1).pow(p), 0)
+    return (size * entries.of_tokens(kept)).sum() / kept.sum().clamp(min=1)
 
 
 def auxiliary(

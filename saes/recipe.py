@@ -1,24 +1,99 @@
-"""`TrainConfig`: the recipe of a training run. Everything that decides the result stands here."""
+"""`TrainConfig`: the recipe of a training run. Everything that decides the result stands here.
 
+One flat record for every architecture. A setting that only some architectures have is None until given; given to
+another architecture it is refused, since it would be silently without effect. `filled` puts in what the architecture
+uses by default.
+
+Losses are fractions of the variance of the activations (`saes.losses`), so that coefficients carry over between models.
+Lengths (`bandwidth`, `threshold`, and the inverse length `tanh_scale`) are stated for activations of mean norm sqrt(d),
+whatever `input_norm` is: `saes.frame` converts them. To convert from papers: a bandwidth of 0.001 at unit mean square
+norm (Gemma Scope) is 0.001 sqrt(d) here; an L1 coefficient c on summed squared error at norm sqrt(d) (SAELens) is about
+c / sqrt(d) here; an L0 coefficient at unit mean square norm is the same here.
+"""
+
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from interp.errors import InputError
+from saes.config import SAEConfig, listed
 
+Training = Literal["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "standard", "gated"]
 Start = Literal["geometric_median", "mean", "zeros"]
+InputNorm = Literal["sqrt_d", "unit_ms", "none"]
+DecoderNorm = Literal["unit", "weighted", "free"]
+Penalty = Literal["target", "step", "tanh"]
+Compute = Literal["float32", "bfloat16"]
+
+SELECTING = ("topk", "batchtopk", "matryoshka_batchtopk")
+BATCHED = ("batchtopk", "matryoshka_batchtopk")
+PENALISED = ("jumprelu", "standard", "gated")
+# Who has a setting, and its default there.
+_SPECIFIC: dict[str, tuple[tuple[str, ...], Any]] = {
+    "k_start": (SELECTING, None),
+    "k_anneal": (SELECTING, 0.1),
+    "groups": (("matryoshka_batchtopk",), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)),
+    "threshold_momentum": (BATCHED, 0.99),
+    "sparsity": (PENALISED, {"jumprelu": 1.0, "standard": 0.1, "gated": 0.1}),
+    "sparsity_warmup": (PENALISED, 0.1),
+    "start_l0": (PENALISED, None),
+    "p_end": (("standard",), 1.0),
+    "p_start": (("standard",), 0.2),
+    "p_steps": (("standard",), 10),
+    "penalty": (("jumprelu",), "target"),
+    "bandwidth": (("jumprelu",), None),
+    "threshold": (("jumprelu",), None),
+    "tanh_scale": (("jumprelu",), 4.0),
+    "pre_act": (("jumprelu",), None),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train a TopK SAE. Defaults: measured on 200,000 activations of SmolLM2-135M, layer 15, width 4,608."""
+    """How to train an SAE. Defaults of topk: from 200,000 activations of SmolLM2-135M, layer 15, width 4608."""
 
+    architecture: Training = "topk"
+    """What is trained; batchtopk and matryoshka_batchtopk are saved as jumprelu, with a learnt threshold."""
     d_sae: int | None = None
     """Number of features; by default `expansion` times the width of the activations."""
     expansion: int = 8
     """Features per dimension, where `d_sae` is not given."""
     k: int = 32
-    """Active features per token."""
+    """Active features per token: exactly (topk), on average (batchtopk), or aimed at (jumprelu's `target` penalty)."""
+    k_start: int | None = None
+    """Active features per token in the first step (topk family), falling linearly to k; by default k itself. Llama
+    Scope: the width of the activations."""
+    k_anneal: float | None = None
+    """Part of the steps over which k falls (topk family; 0.1)."""
+    groups: tuple[float, ...] | None = None
+    """Nested dictionaries (matryoshka_batchtopk): parts of the features that each level adds, 1 in all."""
+    threshold_momentum: float | None = None
+    """Of the running mean that becomes the threshold (batchtopk, matryoshka_batchtopk; 0.99)."""
+    sparsity: float | None = None
+    """Coefficient of the sparsity penalty (standard, gated, jumprelu)."""
+    sparsity_warmup: float | None = None
+    """Part of the steps over which `sparsity` rises linearly from 0."""
+    start_l0: float | None = None
+    """Active features per token before the first step (standard, gated: through the biases; jumprelu: through the
+    thresholds); by default whatever the start gives, about half of them."""
+    p_end: float | None = None
+    """Exponent of the penalty at the end (standard): below 1, p-annealing from 1 in `p_steps` equal steps."""
+    p_start: float | None = None
+    """Part of the run before p-annealing begins (0.2)."""
+    p_steps: int | None = None
+    """Steps of p-annealing (10)."""
+    penalty: Penalty | None = None
+    """jumprelu: `target`: sparsity (L0 / k - 1)^2; `step`: sparsity L0; `tanh`: sparsity sum tanh(tanh_scale f), whose
+    straight-through gradients reach all parameters."""
+    bandwidth: float | None = None
+    """jumprelu: width of the straight-through window; by default 0.001 sqrt(d), for `tanh` 2."""
+    threshold: float | None = None
+    """jumprelu: the thresholds' start; by default the bandwidth, for `tanh` 0.1."""
+    tanh_scale: float | None = None
+    """jumprelu, `tanh` (4)."""
+    pre_act: float | None = None
+    """jumprelu, `tanh`: coefficient that pulls dead features towards their threshold (3e-6 / sqrt(d))."""
     epochs: float = 8.0
     """Passes over the store, where `tokens` is not given."""
     tokens: int | None = None
@@ -27,14 +102,17 @@ class TrainConfig:
     """Activations per step."""
     lr: float | None = None
     """Peak learning rate of Adam; by default 8e-4 / sqrt(d_sae / 2^14)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam. Gemma Scope: 0 and 0.999."""
     warmup: float = 0.05
     """Part of the steps over which the learning rate rises linearly from 0."""
     decay: float = 0.2
     """Last part of the steps, over which it falls linearly to 0."""
     clip: float = 1.0
     """Largest norm of the gradient; the loss is a fraction of the variance."""
-    aux_weight: float = 1 / 32
-    """Weight of the auxiliary loss; 0 leaves it out."""
+    aux_weight: float | None = None
+    """Weight of the auxiliary loss that revives dead features; 0 leaves it out. By default 1/32 in the topk family,
+    else 0."""
     k_aux: int | None = None
     """Dead features per token in the auxiliary loss; by default half the width of the activations."""
     dead_after_tokens: int | None = None
@@ -42,6 +120,17 @@ class TrainConfig:
     run if that is less."""
     b_dec: Start | str = "geometric_median"
     """Where the decoder's bias starts."""
+    decoder_norm: DecoderNorm | None = None
+    """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
+    away at the end; `free`: free rows, norm counted in the penalty only. By default `unit`, `free` for transcoders
+    (their decoder starts at 0), `weighted` for crosscoders."""
+    skip: bool = False
+    """Of a transcoder: whether it has a linear map from input to output beside the features."""
+    input_norm: InputNorm = "sqrt_d"
+    """Scale of the activations in training: mean norm sqrt(d), mean square norm 1, or as they are. Adam moves biases
+    by the learning rate whatever their scale, so this is no mere change of units."""
+    compute: Compute = "float32"
+    """Precision of the encoder's dense product; weights, gradients and all else stay in float32."""
     massive: float = 10.0
     """Rows whose norm exceeds this many times the median are kept out of training and counted."""
     sample: int = 16_384
@@ -53,20 +142,83 @@ class TrainConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.b_dec not in get_args(Start):
-            raise InputError(f"b_dec starts at one of {', '.join(map(repr, get_args(Start)))}, got {self.b_dec!r}")
+        self._check_choices()
+        self._check_specific()
         for name in ("expansion", "k", "batch_size", "sample", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        given = [name for name in ("lr", "tokens", "k_aux", "dead_after_tokens") if getattr(self, name) is not None]
-        for name in ("epochs", "clip", "massive", *given):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.aux_weight >= 0):
-            raise InputError(
-                f"warmup and decay are parts of the run (0 to 1) and aux_weight is not negative, got "
-                f"warmup={self.warmup}, decay={self.decay}, aux_weight={self.aux_weight}"
-            )
+        positive = "epochs clip massive lr tokens k_aux k_start dead_after_tokens p_end p_steps bandwidth threshold"
+        for name in (*positive.split(), "tanh_scale", "start_l0"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name} must be positive, got {value}")
+        for name in ("warmup", "decay", "k_anneal", "sparsity_warmup", "p_start", "threshold_momentum"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} is a part, between 0 and 1, got {value}")
+        for name in ("aux_weight", "sparsity", "pre_act"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise InputError(f"{name} must not be negative, got {value}")
+        if self.groups is not None and not (min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
+            raise InputError(f"groups are parts of the features: positive, 1 in all; got {self.groups}")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "architecture": Training,
+            "b_dec": Start,
+            "penalty": Penalty,
+            "decoder_norm": DecoderNorm,
+            "input_norm": InputNorm,
+            "compute": Compute,
+        }
+        for name, choice in choices.items():
+            if (value := getattr(self, name)) is not None and value not in get_args(choice):
+                raise InputError(f"{name} is one of {listed(choice)}, got {value!r}")
+
+    def _check_specific(self) -> None:
+        for name, (having, _) in _SPECIFIC.items():
+            if getattr(self, name) is not None and self.architecture not in having:
+                raise InputError(
+                    f"{name}={getattr(self, name)} was given, but it is a setting of {', '.join(having)}; "
+                    f"training {self.architecture} would ignore it"
+                )
+        if self.penalty not in (None, "tanh") and (self.tanh_scale or self.pre_act):
+            raise InputError(f"tanh_scale and pre_act belong to penalty='tanh', not to {self.penalty!r}")
+
+    def filled(self, shape: SAEConfig) -> "TrainConfig":
+        """With the defaults put in that depend on the architecture and on what is trained."""
+        values: dict[str, Any] = {}
+        for name, (having, default) in _SPECIFIC.items():
+            if self.architecture in having and getattr(self, name) is None:
+                values[name] = default[self.architecture] if isinstance(default, dict) else default
+        if self.architecture in SELECTING and self.k_start is None:
+            values["k_start"] = self.k
+        if self.architecture == "jumprelu":
+            tanh, root = self.penalty == "tanh", math.sqrt(shape.d_in)
+            bandwidth = self.bandwidth or (2.0 if tanh else 0.001 * root)
+            values["bandwidth"] = bandwidth
+            values["threshold"] = self.threshold or (0.1 if tanh else bandwidth)
+            values["pre_act"] = (3e-6 / root if tanh else 0.0) if self.pre_act is None else self.pre_act
+        if self.aux_weight is None:
+            values["aux_weight"] = 1 / 32 if self.architecture in SELECTING else 0.0
+        if self.decoder_norm is None:
+            values["decoder_norm"] = "weighted" if shape.sources else "free" if shape.is_transcoder else "unit"
+        values["k_aux"] = self.k_aux or max(1, shape.d_in // 2)
+        return dataclasses.replace(self, **values)
+
+    def shape(self, d_in: int, *, d_out: int | None = None, sources: tuple[int, ...] = ()) -> SAEConfig:
+        """What is trained, while it is trained: by rank like topk, else under the architecture's own name."""
+        if self.skip and d_out is None:
+            raise InputError("skip=True, but no second site was given: only a transcoder has a skip connection")
+        base = "topk" if self.architecture in SELECTING else self.architecture
+        return SAEConfig(
+            d_in=d_in,
+            d_sae=self.width(d_in),
+            architecture=base,
+            k=self.k if base == "topk" else None,
+            d_out=d_out,
+            skip=self.skip,
+            sources=sources,
+            apply_b_dec_to_input=d_out is None,
+        )
 
     def width(self, d_in: int) -> int:
         """Number of features for activations of width `d_in`."""
@@ -87,3 +239,22 @@ class TrainConfig:
         rise = (step + 1) / (self.warmup * steps) if self.warmup else 1.0
         fall = (steps - step) / (self.decay * steps) if self.decay else 1.0
         return peak * min(1.0, rise, fall)
+
+    def active(self, step: int, steps: int) -> int:
+        """Active features per token in step `step` (from 0): from `k_start` linearly to `k`. For a filled config."""
+        assert self.k_start is not None and self.k_anneal is not None
+        left = max(0.0, 1 - step / (self.k_anneal * steps)) if self.k_anneal else 0.0
+        return self.k + round((self.k_start - self.k) * left)
+
+    def pressure(self, step: int, steps: int) -> float:
+        """Coefficient of the sparsity penalty in step `step` (from 0). For a filled config."""
+        assert self.sparsity is not None and self.sparsity_warmup is not None
+        return self.sparsity * min(1.0, (step + 1) / (self.sparsity_warmup * steps) if self.sparsity_warmup else 1.0)
+
+    def exponent(self, step: int, steps: int) -> tuple[float, float]:
+        """Exponent p of the penalty in step `step` (from 0), and the one it changes to next. For a filled config."""
+        assert self.p_end is not None and self.p_start is not None and self.p_steps is not None
+        passed = step / steps - self.p_start
+        level = 0 if passed < 0 else min(self.p_steps, 1 + int(passed / (1 - self.p_start) * self.p_steps + 1e-9))
+        fall = (1 - self.p_end) / self.p_steps
+        return 1 - fall * level, 1 - fall * min(self.p_steps, level + 1)

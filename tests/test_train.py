@@ -22,7 +22,8 @@ from interp.extract import extract
 from interp.loop import checkpoints
 from interp.tensorfile import read_tensors
 from midlens.train import Train
-from saes.init import Scaling, geometric_median, measure, start, unscaled
+from saes.frame import Frame, Scaling, measure
+from saes.init import geometric_median, start
 from saes.optimise import TrainState, refresh, step
 from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE, SAEConfig
@@ -44,7 +45,7 @@ def state(d: int = 8, f: int = 24, scale: float = 2.0, dead: tuple[int, ...] = (
         "b_enc": 0.1 * torch.randn(f, generator=g),
         "b_dec": torch.randn(d, generator=g),
     }
-    made = TrainState(SAE.of_weights(SAEConfig(d_in=d, d_sae=f, k=4), **weights), config, scaling, steps=100)
+    made = TrainState(SAE.of_weights(SAEConfig(d_in=d, d_sae=f, k=4), **weights), config, Frame((scaling,), (d,)), steps=100)
     made.dead = torch.tensor(dead, dtype=torch.int64)
     return made
 
@@ -58,7 +59,7 @@ class Plain:
         self.adam = torch.optim.Adam(self.p.values(), lr=of.config.lr, eps=6.25e-10, foreach=False)
 
     def loss(self, x: Tensor, dead: Tensor) -> Tensor:
-        p, config, scaling = self.p, self.of.config, self.of.scaling
+        p, config, scaling = self.p, self.of.config, self.of.frame.read[0]
         x = x[x.norm(dim=1) <= scaling.threshold].double() * scaling.scale  # massive rows simply are not there
         pre = (x - p["b_dec"]) @ p["encoder"].T + p["b_enc"]
         code = (pre * (pre >= pre.topk(config.k).values[:, -1:])).relu()
@@ -201,14 +202,14 @@ def test_the_start_is_tied_unit_and_centred():
     x = torch.randn(200, 9)
     x[0] *= 1e5
     scaling = measure(x, massive=10.0)
-    config = SAEConfig(d_in=9, d_sae=40, k=3)
-    sae = start(config, x, scaling, b_dec="mean", seed=4)
+    config, sample = SAEConfig(d_in=9, d_sae=40, k=3), Frame((scaling,), (9,)).scaled(x)
+    sae = start(config, sample, b_dec="mean", seed=4)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
     assert torch.equal(sae.encoder, sae.W_dec) and sae.encoder.data_ptr() != sae.W_dec.data_ptr()
     torch.testing.assert_close(sae.b_dec, x[1:].mean(0) * scaling.scale)
-    assert torch.equal(start(config, x, scaling, b_dec="mean", seed=4).W_dec, sae.W_dec)
-    assert not torch.equal(start(config, x, scaling, b_dec="mean", seed=5).W_dec, sae.W_dec)
-    assert not start(config, x, scaling, b_dec="zeros", seed=4).b_dec.any()
+    assert torch.equal(start(config, sample, b_dec="mean", seed=4).W_dec, sae.W_dec)
+    assert not torch.equal(start(config, sample, b_dec="mean", seed=5).W_dec, sae.W_dec)
+    assert not start(config, sample, b_dec="zeros", seed=4).b_dec.any()
 
 
 def test_unscaling_is_exact():
@@ -216,7 +217,8 @@ def test_unscaling_is_exact():
     s = state().sae
     config = s.config
     x = torch.randn(50, 8)
-    ours = unscaled(s, 3.7, config)
+    frame = Frame((Scaling(scale=3.7, threshold=50.0, variance=7.0, rows=10, massive=0),), (8,))
+    ours = SAE.of_weights(config, **frame.raw(s.weights()))
     torch.testing.assert_close(ours.encode(x).dense(), s.encode(3.7 * x).dense() / 3.7)
     torch.testing.assert_close(ours(x), s(3.7 * x) / 3.7)
 
@@ -256,21 +258,21 @@ def test_a_finished_run_is_returned_without_training(tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from saes import train
+from saes import fitting, train
 from saes.recipe import TrainConfig
 from tests.rows import SITE, MemoryRows, sparse_mixture
 from tests.test_train import SMALL
 wait, path = int(sys.argv[1]), Path(sys.argv[2])
-taken, step = 0, train.step
-def counted(state, x):
+taken, step = 0, fitting.step
+def counted(state, x, y=None):
     global taken
     taken += 1
     if taken > wait:  # the parent kills here
         (path / "waiting").touch()
         import time
         time.sleep(600)
-    return step(state, x)
-train.step = counted
+    return step(state, x, y)
+fitting.step = counted
 train.fit(MemoryRows(sparse_mixture(700)[0]), TrainConfig(**SMALL, tokens=6400), path / "sae", site=SITE)
 """
 
@@ -358,10 +360,10 @@ def test_k_larger_than_the_width_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"b_dec": "median"}, "b_dec starts at one of 'geometric_median', 'mean', 'zeros', got 'median'"),
+        ({"b_dec": "median"}, "b_dec is one of 'geometric_median', 'mean', 'zeros', got 'median'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
-        ({"decay": 2.0}, "parts of the run .* got warmup=.*, decay=2.0"),
+        ({"decay": 2.0}, "decay is a part, between 0 and 1, got 2.0"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(options, message):

@@ -1,0 +1,64 @@
+"""`Entries`: the pre-activations a training step works on, sparse (the few that matter) or dense (all).
+
+Every penalty and gate is written once over either form: per entry, with per-feature and per-token quantities brought
+to the entries by `at` and `of_tokens`. Sparse entries are compressed by token, as in `saes.codes`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from midlens_kernels import threshold_encode, topk_decode
+from torch import Tensor
+from torch.nn import functional
+
+from saes.sae import SAE
+
+
+class Entries(NamedTuple):
+    """Pre-activations: flat (`m`) with features and offsets, or a matrix (`n f`) with neither."""
+
+    pre: Float[Tensor, "*entries"]
+    indices: Int[Tensor, " m"] | None
+    offsets: Int[Tensor, " n_plus_1"] | None
+    n_features: int
+
+    def at(self, per_feature: Float[Tensor, " f"]) -> Float[Tensor, "*entries"]:
+        """A quantity of each entry's feature."""
+        return per_feature if self.indices is None else per_feature.index_select(0, self.indices)
+
+    @property
+    def rows(self) -> Int[Tensor, " m"]:
+        """The token of each sparse entry."""
+        assert self.indices is not None and self.offsets is not None
+        tokens = torch.arange(len(self.offsets) - 1, device=self.indices.device)
+        return torch.repeat_interleave(tokens, self.offsets.diff(), output_size=len(self.indices))
+
+    def of_tokens(self, per_token: Float[Tensor, " n"]) -> Float[Tensor, "*entries"]:
+        """A quantity of each entry's token."""
+        return per_token[:, None] if self.indices is None else per_token.index_select(0, self.rows)
+
+    def decode(self, values: Float[Tensor, "*entries"], W_dec: Float[Tensor, "f out"]) -> Float[Tensor, "n out"]:
+        """What the features write, given the entries' activations; no bias."""
+        if self.indices is None or self.offsets is None:
+            return values @ W_dec
+        return topk_decode(values, self.indices, W_dec, offsets=self.offsets)
+
+    def per_feature(self, values: Float[Tensor, "*entries"]) -> Float[Tensor, " f"]:
+        """Sums over the tokens."""
+        if self.indices is None:
+            return values.sum(0)
+        return values.new_zeros(self.n_features).index_add_(0, self.indices, values)
+
+
+def entries_above(
+    sae: SAE, x: Float[Tensor, "n d"], floor: Float[Tensor, " f"], *, dense: bool, compute: torch.dtype | None
+) -> Entries:
+    """The pre-activations above `floor` or, `dense`, all of them; gradients reach `x` and the encoder."""
+    centred, f = sae.centred(x), sae.config.d_sae
+    if not dense:
+        return Entries(*threshold_encode(centred, sae.W_enc, sae.b_enc, floor, compute=compute), f)
+    read = (centred, sae.encoder, sae.b_enc)
+    if compute is not None:
+        return Entries(functional.linear(*(t.to(compute) for t in read)).to(x.dtype), None, None, f)
+    return Entries(functional.linear(*read), None, None, f)

@@ -1,0 +1,202 @@
+"""What each architecture minimises in one step: a function of (state, batch), with everything the step's log needs.
+
+    loss = reconstruction + pressure * penalty + aux_weight * auxiliary          (each in `saes.losses`)
+
+topk, batchtopk and matryoshka_batchtopk choose their features by rank, so only those need a gradient; standard, gated
+and jumprelu choose by value and carry a sparsity penalty. Sources: topk 2406.04093, batchtopk 2412.06410, matryoshka
+2503.17547, jumprelu 2407.14435, gated 2404.16014, p-annealing 2408.00113 (arXiv).
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from midlens_kernels import threshold_select, topk_encode
+from torch import Tensor
+
+from saes.codes import Codes
+from saes.config import listed
+from saes.entries import Entries, entries_above
+from saes.frame import Framed
+from saes.jump import jump, step
+from saes.losses import auxiliary, nested, norm_penalty, reconstruction, row_norms
+from saes.recipe import Training
+
+if TYPE_CHECKING:
+    from saes.optimise import TrainState
+
+
+class Outcome(NamedTuple):
+    """One evaluation of an objective; `loss` carries the gradient, the rest is for the log."""
+
+    loss: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""]
+    """Reconstruction error of the whole dictionary, as a fraction of the variance."""
+    aux: Float[Tensor, ""]
+    penalty: Float[Tensor, ""]
+    """Sparsity penalty without its coefficient; 0 in the topk family."""
+    entries: Entries
+    values: Float[Tensor, "*entries"]
+    """Activations of the entries."""
+
+
+def objective(state: "TrainState", batch: Framed) -> Outcome:
+    """The objective of the state's architecture on a scaled batch."""
+    match state.config.architecture:
+        case "topk" | "batchtopk" | "matryoshka_batchtopk":
+            return _selecting(state, batch)
+        case "standard":
+            return _standard(state, batch)
+        case "gated":
+            return _gated(state, batch)
+        case "jumprelu":
+            return _jumprelu(state, batch)
+        case other:
+            raise ValueError(f"architecture is one of {listed(Training)}, got {other!r}")
+
+
+def _selecting(state: "TrainState", batch: Framed) -> Outcome:
+    """Features by rank: k per token, or n k in the batch; one dictionary or nested ones."""
+    config, sae = state.config, state.sae
+    x = sae.centred(batch.x)
+    k = min(config.active(state.step, state.steps), sae.config.d_sae)
+    weight = row_norms(sae.W_dec.detach(), sae.config.sources) if config.decoder_norm == "weighted" else None
+    read = (x, sae.W_enc, sae.b_enc)
+    if config.architecture == "topk":
+        codes = Codes.of_fixed_k(*topk_encode(*read, k, weight=weight, compute=state.compute), sae.config.d_sae)
+        acts, idx, offsets = codes.values, codes.indices, codes.offsets
+    else:
+        acts, idx, offsets = threshold_select(*read, k * len(x), weight=weight, kept=batch.kept, compute=state.compute)
+        _follow_threshold(state, acts.detach(), idx, weight)
+    entries = Entries(acts, idx, offsets, sae.config.d_sae)
+    values = acts * entries.of_tokens(batch.kept)
+    target = _target(state, batch)
+    if config.architecture == "matryoshka_batchtopk":
+        ends = state.level_ends
+        loss, error = nested(entries, values, sae.W_dec, target, batch.kept, state.frame.variance, ends=ends)
+        whole = reconstruction(error.detach(), batch.kept, state.frame.variance)
+    else:
+        error = (target - entries.decode(values, sae.W_dec)) * batch.kept[:, None]
+        loss = whole = reconstruction(error, batch.kept, state.frame.variance)
+    return _with_aux(state, Outcome(loss, whole, loss.new_zeros(()), loss.new_zeros(()), entries, values), x, error)
+
+
+@torch.no_grad()
+def _follow_threshold(state: "TrainState", acts: Tensor, idx: Tensor, weight: Tensor | None) -> None:
+    """The running mean of the smallest positive score chosen: what divides active from inactive after training."""
+    scores = acts if weight is None else acts * weight.index_select(0, idx)
+    lowest = torch.where(scores > 0, scores, torch.inf).amin().double()
+    old, momentum = state.memory["threshold"], state.config.threshold_momentum
+    assert momentum is not None
+    followed = torch.where(old < 0, lowest, old * momentum + lowest * (1 - momentum))
+    state.memory["threshold"] = torch.where(lowest.isfinite(), followed, old)
+
+
+def _standard(state: "TrainState", batch: Framed) -> Outcome:
+    """ReLU with a norm penalty, whose exponent may fall during the run."""
+    config, sae = state.config, state.sae
+    entries = entries_above(sae, batch.x, torch.zeros_like(sae.b_enc), dense=state.dense, compute=state.compute)
+    values = entries.pre.relu()
+    p, following = config.exponent(state.step, state.steps)
+    norms = row_norms(sae.W_dec, sae.config.sources)
+    terms = (entries, values, norms, batch.kept, state.frame.variance)
+    penalty = norm_penalty(*terms, p=p)
+    factor = _annealed_factor(state, terms, p, following) if config.p_end != 1 else 1.0
+    return _penalised(state, batch, entries, values, penalty * factor)
+
+
+@torch.no_grad()
+def _annealed_factor(
+    state: "TrainState", terms: tuple[Entries, Tensor, Tensor, Tensor, float], p: float, following: float
+) -> Tensor:
+    """What keeps the penalty's value where it was when its exponent changes, from the last steps' means.
+
+    `p_recent` holds the penalty of the last ten steps under the present exponent and under the next one.
+    """
+    memory = state.memory
+    changed = memory["p"] != p
+    ratio = memory["p_recent"][:, 0].sum() / memory["p_recent"][:, 1].sum().clamp(min=1e-30)
+    memory["p_factor"] = torch.where(changed, memory["p_factor"] * ratio, memory["p_factor"])
+    memory["p"] = torch.full_like(memory["p"], p)
+    now = torch.stack([norm_penalty(*terms, p=exponent).double() for exponent in (p, following)])
+    memory["p_recent"] = torch.cat([memory["p_recent"][1:], now[None]])
+    return memory["p_factor"].to(terms[1].dtype)
+
+
+def _gated(state: "TrainState", batch: Framed) -> Outcome:
+    """A gate and a magnitude with shared directions; the gate learns from a reconstruction of its own."""
+    sae, variance = state.sae, state.frame.variance
+    entries = entries_above(sae, batch.x, torch.zeros_like(sae.b_enc), dense=state.dense, compute=state.compute)
+    shared = entries.pre - entries.at(sae.b_enc)
+    open_ = (entries.pre > 0).to(shared.dtype)
+    values = (shared * entries.at(sae.r_mag.exp()) + entries.at(sae.b_mag)).relu() * open_
+    gate = entries.pre.relu()
+    penalty = norm_penalty(entries, gate, row_norms(sae.W_dec, sae.config.sources), batch.kept, variance)
+    frozen = _target(state, batch, frozen=True) - entries.decode(gate, sae.W_dec.detach())
+    by_gate = reconstruction(frozen * batch.kept[:, None], batch.kept, variance)
+    outcome = _penalised(state, batch, entries, values, penalty)
+    return outcome._replace(loss=outcome.loss + by_gate)
+
+
+def _jumprelu(state: "TrainState", batch: Framed) -> Outcome:
+    """Learnt thresholds, through straight-through estimators."""
+    config, sae = state.config, state.sae
+    threshold = state.log_threshold.exp()
+    bandwidth, through = state.length(config.bandwidth), config.penalty == "tanh"
+    floor = threshold.detach() - bandwidth / 2
+    entries = entries_above(sae, batch.x, floor, dense=state.dense, compute=state.compute)
+    at = entries.at(threshold)
+    values = jump(entries.pre, at, bandwidth=bandwidth, through=through)
+    n = batch.kept.sum().clamp(min=1)
+    norms = row_norms(sae.W_dec, sae.config.sources)
+    if config.penalty == "tanh":
+        assert config.tanh_scale is not None
+        size = torch.tanh(config.tanh_scale / state.frame.unit * values * entries.at(norms))
+        penalty = (size * entries.of_tokens(batch.kept)).sum() / n
+    else:
+        fires = step(entries.pre, at, bandwidth=bandwidth, through=through)
+        penalty = (fires * entries.of_tokens(batch.kept)).sum() / n
+        if config.penalty == "target":
+            penalty = (penalty / config.k - 1).square()
+    outcome = _penalised(state, batch, entries, values, penalty)
+    if config.pre_act and len(state.dead):
+        loss = outcome.loss + config.pre_act * _pre_act(state, batch, threshold, norms)
+        return outcome._replace(loss=loss)
+    return outcome
+
+
+def _pre_act(state: "TrainState", batch: Framed, threshold: Tensor, norms: Tensor) -> Tensor:
+    """How far dead features stay below their thresholds, in units of the activations' spread."""
+    sae, dead = state.sae, state.dead
+    z = torch.addmm(sae.b_enc[dead], sae.centred(batch.x), sae.encoder[dead].T)
+    short = (threshold[dead] - z).relu() * norms[dead]
+    return (short.sum(1) * batch.kept).sum() / (batch.kept.sum().clamp(min=1) * state.frame.variance**0.5)
+
+
+def _penalised(state: "TrainState", batch: Framed, entries: Entries, values: Tensor, penalty: Tensor) -> Outcome:
+    """Reconstruction plus penalty, for architectures that choose by value."""
+    sae, config = state.sae, state.config
+    error = (_target(state, batch) - entries.decode(values, sae.W_dec)) * batch.kept[:, None]
+    whole = reconstruction(error, batch.kept, state.frame.variance)
+    loss = whole + config.pressure(state.step, state.steps) * penalty
+    none = whole.new_zeros(())
+    return _with_aux(state, Outcome(loss, whole, none, penalty, entries, values), sae.centred(batch.x), error)
+
+
+def _target(state: "TrainState", batch: Framed, *, frozen: bool = False) -> Tensor:
+    """What the features have to write: the activations without bias and skip connection."""
+    sae = state.sae
+    bias, skip = sae.b_dec, sae.W_skip if sae.config.skip else None
+    if frozen:
+        bias, skip = bias.detach(), None if skip is None else skip.detach()
+    return batch.y - bias if skip is None else batch.y - bias - batch.x @ skip.T
+
+
+def _with_aux(state: "TrainState", outcome: Outcome, centred: Tensor, error: Tensor) -> Outcome:
+    """With the auxiliary loss, where there are dead features to revive."""
+    config, sae = state.config, state.sae
+    assert config.aux_weight is not None and config.k_aux is not None
+    if not config.aux_weight or not len(state.dead):
+        return outcome
+    aux = auxiliary(centred, error, state.dead, sae.encoder, sae.b_enc, sae.W_dec, k_aux=config.k_aux)
+    return outcome._replace(loss=outcome.loss + config.aux_weight * aux, aux=aux)
