@@ -1,7 +1,7 @@
 """Small stores and SAEs whose contents a test chooses, written through the real formats."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,25 +40,36 @@ def token_file(path: Path, lengths: Sequence[int], *, seed: int = 0, prepend_bos
 
 
 def store(
-    path: Path, tokens: TokenFile, acts: Tensor, doc: Tensor, position: Tensor, *, shards: int = 2
+    path: Path,
+    tokens: TokenFile,
+    acts: Tensor,
+    doc: Tensor,
+    position: Tensor,
+    *,
+    shards: int = 2,
+    others: Mapping[str, Tensor] | None = None,
 ) -> ActivationStore:
-    """A store of the rows `acts`, float32, at `SITE`."""
+    """A store of the rows `acts`, float32, at `SITE`, and of `others` at the sites they are named by."""
     path.mkdir(parents=True)
-    layout = Layout({SITE: tuple(acts.shape[1:])}, "float32")
+    sites = {SITE: acts.float()} | {name: rows.float() for name, rows in (others or {}).items()}
+    shapes = {name: tuple(rows.shape[1:]) for name, rows in sites.items()}
+    layout = Layout(shapes, "float32")
     token = torch.tensor([int(tokens[int(d)][int(p)]) for d, p in zip(doc, position, strict=True)], dtype=torch.int32)
     entries = []
     for number, index in enumerate(torch.arange(len(acts)).tensor_split(shards)):
         writer = ShardWriter(path / f"shard-{number:05}.safetensors", layout, len(index), {})
-        columns = {"token": token, "doc": doc.to(torch.int32), "position": position.to(torch.int32), SITE: acts.float()}
+        columns = {"token": token, "doc": doc.to(torch.int32), "position": position.to(torch.int32)} | sites
         writer.append({name: column[index].numpy() for name, column in columns.items()})
         entries.append(writer.seal())
-    spec = StoreSpec(model="planted", sites=(SITE,), dtype="float32", tokens=tokens.digest, max_length=32, docs="all")
+    spec = StoreSpec(
+        model="planted", sites=tuple(sites), dtype="float32", tokens=tokens.digest, max_length=32, docs="all"
+    )
     part = {"spec": asdict(spec), "first_doc": 0, "shards": len(entries), "file_documents": len(tokens)}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "dtype": "float32",
-        "row_shapes": {SITE: list(acts.shape[1:])},
+        "row_shapes": {name: list(shape) for name, shape in shapes.items()},
         "parts": [part],
         "shards": entries,
         "rows": len(acts),

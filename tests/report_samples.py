@@ -80,6 +80,8 @@ def evaluation(listed: list[Feature]) -> "Evaluation":
         massive_rows=17,
         massive_threshold=603.4,
         cosine=0.9246,
+        l2_ratio=0.9188,
+        reconstruction_bias=0.9971,
         l0=31.98,
         dead_fraction=float((densities == 0).double().mean()),
         mse=412.7,

@@ -14,9 +14,11 @@ from interp.errors import InputError
 from interp.model import HookedModel, Where
 from interp.sites import Site
 from midlens.evaluate import Evaluate
+from saes.belongs import check_belongs, limits_of
 from saes.evaluate import Evaluation, _content, evaluate, measure_loss, measure_rows, names_of, row_norms, threshold_of
 from saes.reconstruction import ReconstructionFitter
 from saes.splice import massive_threshold, replace_rows
+from saes.train import TrainConfig, fit
 from tests import planted
 from tests.planted import SITE
 from tests.tiny_models import random_tokens, tiny
@@ -115,7 +117,7 @@ def test_planted_dictionary_is_measured_exactly(tmp_path):
 
 def test_threshold_of_training_is_kept(tmp_path):
     _, store, *_ = _planted(tmp_path)
-    sae = planted.orthonormal_sae(D, 8, 2, midlens_training={"massive_norm": 17.5})
+    sae = planted.orthonormal_sae(D, 8, 2, massive_norm_threshold=17.5)
     assert threshold_of(sae, store, SITE) == 17.5
     assert massive_threshold(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0])) == 30.0
 
@@ -278,7 +280,8 @@ def test_tokens_are_limited(tmp_path):
 
 
 def _record(**changes) -> Evaluation:
-    numbers = {f.name: 0.1 + i for i, f in enumerate(dataclasses.fields(Evaluation)) if f.name != "densities"}
+    names = [f.name for f in dataclasses.fields(Evaluation) if f.name not in ("densities", "parts")]
+    numbers = {name: 0.1 + i for i, name in enumerate(names)}
     counts = {name: 7 for name in ("n_tokens", "n_documents", "massive_rows", "ce_tokens")}
     densities = torch.tensor([0.0, 1 / 3, 1e-7], dtype=torch.float64)
     return Evaluation(**numbers | counts | {"densities": densities} | changes)
@@ -299,8 +302,8 @@ def test_record_as_text():
 def test_names_come_from_store_and_sae_unless_given(tmp_path):
     _, store, *_ = _planted(tmp_path)
     nameless, named = planted.orthonormal_sae(D, 8, 2), planted.orthonormal_sae(D, 8, 2, hook_name=SITE)
-    assert names_of(named, store) == ("planted", Site.parse(SITE))
-    assert names_of(nameless, store, model="other", site="resid_post.1") == ("other", Site.parse(SITE))
+    assert names_of(named, store) == ("planted", [Site.parse(SITE)])
+    assert names_of(nameless, store, model="other", site="resid_post.1") == ("other", [Site.parse(SITE)])
     with pytest.raises(InputError, match="do not say which site they belong to: name it"):
         names_of(nameless, store)
     with pytest.raises(InputError, match=r"holds blocks\.1\.hook_resid_post, not blocks\.2\.hook_resid_post"):
@@ -323,6 +326,206 @@ def test_the_command_evaluates_and_writes(tmp_path, monkeypatch, capsys):
 def test_a_foreign_record_is_refused(tmp_path):
     (tmp_path / "e.json").write_text('{"kl": 1, "extra": 2}')
     with pytest.raises(
-        InputError, match=r"no evaluation of this version \(missing: \['ce_clean', .* unknown: \['extra'\]\)"
+        InputError, match=r"no evaluation of this version \(missing: \['alive', 'ce_clean', .* unknown: \['extra'\]\)"
     ):
         Evaluation.load(tmp_path / "e.json")
+
+
+def test_shrinkage_is_seen_exactly():
+    """Reconstructions that are a multiple of the row: bias and L2 ratio are that multiple, the cosine stays 1."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, D)) + 0.5
+    found = ReconstructionFitter().update(torch.from_numpy(x), torch.from_numpy(0.8 * x)).result()
+    assert (found.bias, found.l2_ratio) == pytest.approx((0.8, 0.8), rel=1e-12)
+    assert found.cosine == pytest.approx(1, rel=1e-12) and found.fvu == 1 - found.explained_variance
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), cut=st.integers(0, 400))
+def test_bias_and_ratio_are_their_definitions_whatever_the_split(seed, cut):
+    x, x_hat = _noisy(seed, mean=1)
+    x[5] = 0
+    one, two = ReconstructionFitter(), ReconstructionFitter()
+    one.update(torch.from_numpy(x[:cut]), torch.from_numpy(x_hat[:cut]))
+    two.update(torch.from_numpy(x[cut:]), torch.from_numpy(x_hat[cut:]))
+    found = two.merge(one).result()
+    assert found.bias == pytest.approx((x_hat**2).sum() / (x * x_hat).sum(), rel=1e-10)
+    norms = np.linalg.norm(x, axis=1)
+    ratios = np.linalg.norm(x_hat, axis=1)[norms > 0] / norms[norms > 0]
+    assert found.l2_ratio == pytest.approx(ratios.mean(), rel=1e-12) and len(ratios) == 399
+    # γ is the scale that undoes the bias: x_hat / γ is the best multiple of x_hat
+    best = (x * x_hat).sum() / (x_hat**2).sum()
+    assert 1 / found.bias == pytest.approx(best, rel=1e-10)
+
+
+def test_nothing_reconstructed_has_no_bias():
+    found = ReconstructionFitter().update(torch.eye(3), torch.zeros(3, 3)).result()
+    assert math.isnan(found.bias) and found.l2_ratio == 0
+
+
+def test_densities_are_summed_up():
+    densities = torch.tensor([0.0, 0.0, 1e-4, 1e-3, 0.01, 0.02, 0.1, 0.5], dtype=torch.float64)
+    record = _record(densities=densities)
+    assert record.alive == 6 and record.density_over_1pct == 3 / 8 and record.density_over_10pct == 1 / 8
+    logs = np.log10(densities[2:].numpy())
+    found = (record.log10_density_p10, record.log10_density_median, record.log10_density_p90)
+    assert found == pytest.approx(tuple(np.quantile(logs, [0.1, 0.5, 0.9])), rel=1e-12)
+    assert math.isnan(_record(densities=torch.zeros(4, dtype=torch.float64)).log10_density_median)
+
+
+def test_a_trained_threshold_is_the_one_used(tmp_path):
+    """What `fit` writes is what evaluation reads: no second key for the same number."""
+    _, store, *_ = _planted(tmp_path)
+    config = planted_recipe()
+    sae = fit(store, config, tmp_path / "sae", site=SITE)
+    own = sae.config.metadata["massive_norm_threshold"]
+    assert threshold_of(sae, store, SITE) == own
+    assert own != threshold_of(planted.orthonormal_sae(D, 8, 2), store, SITE), "the fallback would be another number"
+
+
+def planted_recipe():
+    return TrainConfig(d_sae=16, k=2, epochs=1, batch_size=64, massive=7.0)
+
+
+def _two_sites(tmp_path):
+    """Rows at two sites: y = (3 codes) through another basis, with a massive row at each site."""
+    rng = np.random.default_rng(5)
+    n = 120
+    codes = np.abs(rng.normal(size=(n, 4))).astype(np.float32) + 0.5
+    x_basis = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0)))[0][:4]
+    y_basis = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1)))[0][:4]
+    x, y = (
+        torch.from_numpy(codes) @ x_basis,
+        3 * torch.from_numpy(codes) @ y_basis + 0.1 * torch.from_numpy(rng.normal(size=(n, D)).astype(np.float32)),
+    )
+    x[0] *= 1e4
+    y[1] *= 1e4
+    tokens = planted.token_file(tmp_path / "tokens", [n + 1])
+    place = torch.zeros(n).long(), torch.arange(n) + 1
+    return x, y, x_basis, y_basis, planted.store(tmp_path / "store", tokens, x, *place, others={OTHER: y})
+
+
+OTHER = "blocks.1.hook_mlp_out"
+
+
+def test_a_transcoder_is_measured_against_the_site_it_writes(tmp_path):
+    x, y, x_basis, y_basis, store = _two_sites(tmp_path)
+    config = planted.SAEConfig(d_in=D, d_sae=4, k=4, d_out=D, apply_b_dec_to_input=False)
+    weights = {"W_enc": x_basis.T, "b_enc": torch.zeros(4), "W_dec": 3 * y_basis, "b_dec": torch.full((D,), 0.01)}
+    sae = planted.SAE.of_weights(config, **weights)
+    limits = {Site.parse(SITE): 100.0, Site.parse(OTHER): 200.0}
+    found = measure_rows(sae, store, SITE, site_out=OTHER, threshold=limits)
+    assert found.massive_rows == 2 and found.kept.n_tokens == 118, "massive at either site"
+    kept = np.arange(2, 120)
+    y_hat = ((x[2:] @ x_basis.T).clamp(min=0) @ (3 * y_basis) + 0.01).double().numpy()
+    truth = y.double().numpy()[kept]
+    assert found.kept.explained_variance == pytest.approx(_definition(truth, y_hat), rel=1e-6)
+    assert found.kept.mse == pytest.approx(((truth - y_hat) ** 2).sum(1).mean(), rel=1e-5)
+    assert found.firing.fires.tolist() == [118] * 4 and not found.sources
+    with pytest.raises(InputError, match=r"does not say which site it writes: name it \(site_out\)"):
+        measure_rows(sae, store, SITE, threshold=limits)
+
+
+def test_a_crosscoder_is_measured_over_all_its_sources_and_each(tmp_path):
+    x, y, x_basis, y_basis, store = _two_sites(tmp_path)
+    W = torch.cat([x_basis, y_basis / 3], 1)
+    config = planted.SAEConfig(d_in=2 * D, d_sae=4, k=4, sources=(D, D))
+    weights = {"W_enc": W.T / 2, "b_enc": torch.zeros(4), "W_dec": W * 2, "b_dec": torch.zeros(2 * D)}
+    sae = planted.SAE.of_weights(config, **weights)
+    found = measure_rows(sae, store, [SITE, OTHER], threshold=200.0)
+    both = torch.cat([x, y], 1)[2:]
+    hat = sae(both).detach().double().numpy()
+    assert found.kept.explained_variance == pytest.approx(_definition(both.double().numpy(), hat), rel=1e-6)
+    assert list(found.sources) == [SITE, OTHER]
+    parts = [_definition(both.double().numpy()[:, s], hat[:, s]) for s in (slice(0, D), slice(D, 2 * D))]
+    assert [part.explained_variance for part in found.sources.values()] == pytest.approx(parts, rel=1e-6)
+    assert abs(parts[0] - parts[1]) > 0.01, "the sources differ, so that a swap would show"
+
+
+def test_a_transcoder_spliced_in_equals_a_run_with_plain_hooks(tmp_path):
+    """What the MLP writes is replaced by the transcoder's output from what it reads, position 0 excepted."""
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens = planted.token_file(tmp_path / "tokens", [9, 14])
+    d = 48
+    config = planted.SAEConfig(d_in=d, d_sae=24, k=8, d_out=d, apply_b_dec_to_input=False)
+    g = torch.Generator().manual_seed(0)
+    weights = {"W_enc": torch.randn(d, 24, generator=g), "b_enc": torch.zeros(24), "b_dec": torch.zeros(d)}
+    sae = planted.SAE.of_weights(config, **weights, W_dec=0.1 * torch.randn(24, d, generator=g))
+    found = measure_loss(sae, model, tokens, "blocks.1.ln2.hook_normalized", site_out=OTHER)
+    seen = {}
+    layer, gain = model.hf.model.layers[1], model.hf.model.layers[1].post_attention_layernorm
+
+    def read(module, inputs, output):
+        seen["x"] = output / module.weight  # TransformerLens's hook_normalized comes before the gain
+
+    def write(module, inputs, output):
+        return torch.cat([output[:, :1], sae(seen["x"][0, 1:])[None]], 1)
+
+    ce = count = 0
+    handles = [gain.register_forward_hook(read), layer.mlp.register_forward_hook(write)]
+    for doc in range(2):
+        ids = torch.from_numpy(tokens[doc].astype(np.int64))
+        with torch.no_grad():
+            log_q = model.hf(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        ce -= float(log_q.gather(1, ids[1:, None]).sum())
+        count += len(ids) - 1
+    for handle in handles:
+        handle.remove()
+    assert found.n_tokens == count and found.ce["spliced"] == pytest.approx(ce / count, rel=1e-5)
+    assert abs(found.ce["spliced"] - found.ce_clean) > 1e-3
+    with pytest.raises(InputError, match="runs before the site it reads"):
+        measure_loss(sae, model, tokens, OTHER, site_out="blocks.1.ln2.hook_normalized")
+
+
+def test_an_sae_of_another_place_is_refused_unless_forced(tmp_path):
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens, store = _text_and_rows(tmp_path, model)
+    elsewhere = planted.orthonormal_sae(48, 24, 8, hook_name="blocks.0.hook_resid_post")
+    foreign = planted.orthonormal_sae(48, 24, 8, hook_name=SITE, model_name="google/gemma-2-2b")
+    with pytest.raises(InputError, match=r"for the site blocks\.0\.hook_resid_post, and is asked to work on blocks\.1"):
+        evaluate(elsewhere, store, SITE, model=model, tokens=tokens)
+    with pytest.raises(InputError, match=r"for the model google/gemma-2-2b, .* planted.*force=True, --force"):
+        evaluate(foreign, store, SITE, model=model, tokens=tokens)
+    with pytest.raises(InputError, match=r"for the site blocks\.0"):
+        measure_loss(elsewhere, model, tokens, SITE)
+    assert evaluate(foreign, store, SITE, model=model, tokens=tokens, force=True, max_ce_tokens=10).ce_tokens >= 10
+    narrow = planted.orthonormal_sae(D, 8, 2)
+    with pytest.raises(InputError, match=r"reads activations of width 12, these have width 48"):
+        evaluate(narrow, store, SITE, model=model, tokens=tokens, force=True)
+
+
+@pytest.mark.parametrize(
+    ("made", "given"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("gpt2-small", "openai-community/gpt2"),
+        ("meta-llama/Llama-3.1-8B", "/data/models/llama-3.1-8b/"),
+        (None, "anything"),
+    ],
+)
+def test_one_model_under_several_names(made, given):
+    check_belongs(planted.orthonormal_sae(D, 8, 2, model_name=made), model=given)
+
+
+def test_one_site_under_several_names():
+    sae = planted.orthonormal_sae(D, 8, 2, hook_name="blocks.2.hook_resid_pre")
+    check_belongs(sae, site="resid_post.1", d=D)
+    with pytest.raises(InputError, match=r"for the site blocks\.1\.hook_resid_post"):
+        check_belongs(sae, site="resid_pre.1")
+
+
+def test_a_model_without_a_name_is_not_held_against_an_sae():
+    model = HookedModel.wrap(tiny("gpt2"))
+    check_belongs(planted.orthonormal_sae(48, 24, 8, model_name="gpt2"), model=model)
+    model.name = "pythia-70m"
+    with pytest.raises(InputError, match="for the model gpt2, and is asked to work on pythia-70m"):
+        check_belongs(planted.orthonormal_sae(48, 24, 8, model_name="gpt2"), model=model)
+
+
+def test_limits_of_several_sites_are_told_apart():
+    sae = planted.orthonormal_sae(D, 8, 2, hook_names=[SITE, OTHER], massive_norm_threshold=[3.0, 4.0])
+    a, b = Site.parse(SITE), Site.parse(OTHER)
+    assert limits_of(sae, [b, a]) == {a: 3.0, b: 4.0} and limits_of(sae, [b]) == {b: 4.0}
+    wrong = planted.orthonormal_sae(D, 8, 2, hook_name=SITE, massive_norm_threshold=[3.0, 4.0])
+    with pytest.raises(InputError, match=r"massive_norm_threshold is \[3\.0, 4\.0\], expected a number for each of"):
+        limits_of(wrong, [a])

@@ -1,0 +1,143 @@
+"""Where an SAE belongs: the sites it reads and writes, the limits of massive norms, and a refusal of anything else.
+
+An SAE's metadata says what it was made for, under SAELens's names: `model_name`, `hook_name`, for a transcoder
+`hook_name_out`, for a crosscoder `hook_names`. What it does not say cannot be checked and passes.
+
+Compared are names, not contents: models by the last part of their path without case, so that a preset, a hub id and
+a local copy are the same; sites as tensors, so that `resid_pre.15` is `resid_post.14`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from interp.errors import InputError
+from interp.model import HookedModel
+from interp.presets import PRESETS
+from interp.sites import Point, Site
+from saes.sae import SAE
+
+_ALIASES = {"gpt2-small": "gpt2"}  # TransformerLens's name, which SAELens's files carry
+
+
+class Places(NamedTuple):
+    """The sites whose rows, laid side by side, an SAE reads, and those it writes."""
+
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site once, those read first."""
+        return tuple(dict.fromkeys((*self.reads, *self.writes)))
+
+
+def places_of(
+    sae: SAE, *, site: Site | str | Sequence[Site | str] | None = None, site_out: Site | str | None = None
+) -> Places:
+    """The sites of an SAE: as given, else from its metadata. `site` is a list for a crosscoder."""
+    known = sae.config.metadata
+    site = site or known.get("hook_names") or known.get("hook_name")
+    if not site:
+        raise InputError("the SAE does not say which site it belongs to: name it")
+    reads = tuple(Site.parse_all(site))
+    if not sae.config.is_transcoder:
+        if site_out is not None:
+            raise InputError(
+                f"site_out={site_out} was given, but this SAE writes where it reads; only transcoders do not"
+            )
+        return Places(reads, reads)
+    site_out = site_out or known.get("hook_name_out")
+    if site_out is None:
+        raise InputError("the transcoder does not say which site it writes: name it (site_out)")
+    return Places(reads, (Site.parse(site_out),))
+
+
+def limits_of(sae: SAE, sites: Sequence[Site]) -> dict[Site, float] | None:
+    """The norm above which training left rows out, per site; None where the metadata has no such limit.
+
+    `massive_norm_threshold` is one number, or one for each site read and then the one written.
+    """
+    known: Any = sae.config.metadata.get("massive_norm_threshold")
+    if known is None:
+        return None
+    found = [float(value) for value in known] if isinstance(known, Sequence) else [float(known)]
+    own = _own_sites(sae)
+    if len(own) == len(found) and all(site in own for site in sites):
+        return {site: found[own.index(site)] for site in sites}
+    if len(found) != len(sites):
+        raise InputError(
+            f"the SAE's massive_norm_threshold is {known!r}, expected a number for each of {', '.join(map(str, sites))}"
+        )
+    return dict(zip(sites, found, strict=True))
+
+
+def _own_sites(sae: SAE) -> list[Site]:
+    """Sites read and written, as far as the metadata names them in this program's words."""
+    known = sae.config.metadata
+    names = [*(known.get("hook_names") or [known.get("hook_name")]), known.get("hook_name_out")]
+    try:
+        return Site.parse_all(name for name in names if name)
+    except InputError:
+        return []
+
+
+def check_belongs(
+    sae: SAE,
+    *,
+    model: HookedModel | str | None = None,
+    site: Site | str | Sequence[Site | str] | None = None,
+    site_out: Site | str | None = None,
+    d: int | None = None,
+    d_out: int | None = None,
+    force: bool = False,
+) -> None:
+    """Refuse an SAE made for another model, site or width than those given; `force` overlooks all but the width."""
+    if d is not None and d != sae.config.d_in:
+        raise InputError(f"the SAE reads activations of width {sae.config.d_in}, these have width {d}: not its site")
+    if d_out is not None and d_out != sae.W_dec.shape[1]:
+        raise InputError(f"the SAE writes activations of width {sae.W_dec.shape[1]}, these have width {d_out}")
+    if force:
+        return
+    known = sae.config.metadata
+    made, name = known.get("model_name"), _name(model)
+    if made and name and _same_model(str(made)) != _same_model(name):
+        _refuse("model", str(made), name)
+    for given, key in ((site, "hook_name"), (site_out, "hook_name_out")):
+        own = known.get("hook_names") if key == "hook_name" and known.get("hook_names") else known.get(key)
+        if given and own and (a := _same_sites(own)) != (b := _same_sites(given)):
+            _refuse("site", ", ".join(a), ", ".join(b))
+
+
+def _refuse(what: str, made: str, given: str) -> None:
+    raise InputError(
+        f"the SAE was made for the {what} {made}, and is asked to work on {given}. Give the {what} it was made for, or "
+        "insist (force=True, --force) where you know that it fits, as for a fine-tuned copy of the same model"
+    )
+
+
+def _name(model: HookedModel | str | None) -> str | None:
+    if not isinstance(model, HookedModel):
+        return model
+    # A model wrapped without a name goes by its class, which says nothing about its weights.
+    return None if model.name == type(model.hf).__name__ else model.name
+
+
+def _same_model(name: str) -> str:
+    hub = PRESETS[name].hub_id if name in PRESETS else name
+    last = hub.rstrip("/").split("/")[-1].lower()
+    return _ALIASES.get(last, last)
+
+
+def _same_sites(sites: Any) -> list[str]:
+    """Names as tensors: the stream before a block is the stream behind the one below it."""
+    names = []
+    for text in [sites] if isinstance(sites, str | Site) else sites:
+        try:
+            site = Site.parse(text)
+        except InputError:  # another tool's name: compared as it stands
+            names.append(str(text))
+            continue
+        if site.point is Point.RESID_PRE and site.layer:
+            site = Site(Point.RESID_POST, site.layer - 1)
+        names.append(str(site))
+    return names
