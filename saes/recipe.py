@@ -44,7 +44,7 @@ _SPECIFIC: dict[str, tuple[tuple[str, ...], Any]] = {
     "penalty": (("jumprelu",), "target"),
     "bandwidth": (("jumprelu",), None),
     "threshold": (("jumprelu",), None),
-    "tanh_scale": (("jumprelu",), 4.0),
+    "tanh_scale": (("jumprelu",), None),
     "pre_act": (("jumprelu",), None),
 }
 
@@ -180,8 +180,8 @@ class TrainConfig:
                     f"{name}={getattr(self, name)} was given, but it is a setting of {', '.join(having)}; "
                     f"training {self.architecture} would ignore it"
                 )
-        if self.penalty not in (None, "tanh") and (self.tanh_scale or self.pre_act):
-            raise InputError(f"tanh_scale and pre_act belong to penalty='tanh', not to {self.penalty!r}")
+        if self.penalty != "tanh" and (self.tanh_scale is not None or self.pre_act is not None):
+            raise InputError(f"tanh_scale and pre_act belong to penalty='tanh', not to {self.penalty or 'target'!r}")
 
     def filled(self, shape: SAEConfig) -> "TrainConfig":
         """With the defaults put in that depend on the architecture and on what is trained."""
@@ -192,11 +192,14 @@ class TrainConfig:
         if self.architecture in SELECTING and self.k_start is None:
             values["k_start"] = self.k
         if self.architecture == "jumprelu":
-            tanh, root = self.penalty == "tanh", math.sqrt(shape.d_in)
+            tanh, root = values.get("penalty", self.penalty) == "tanh", math.sqrt(shape.d_in)
             bandwidth = self.bandwidth or (2.0 if tanh else 0.001 * root)
             values["bandwidth"] = bandwidth
             values["threshold"] = self.threshold or (0.1 if tanh else bandwidth)
-            values["pre_act"] = (3e-6 / root if tanh else 0.0) if self.pre_act is None else self.pre_act
+            values["tanh_scale"] = (self.tanh_scale or 4.0) if tanh else None
+            if tanh:
+                values["tanh_scale"] = self.tanh_scale or 4.0
+                values["pre_act"] = 3e-6 / root if self.pre_act is None else self.pre_act
         if self.aux_weight is None:
             values["aux_weight"] = 1 / 32 if self.architecture in SELECTING else 0.0
         if self.decoder_norm is None:
