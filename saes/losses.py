@@ -85,25 +85,27 @@ def norm_penalty(
 
 def auxiliary(
     centred: Float[Tensor, "n d"],
-    error: Float[Tensor, "n d"],
+    error: Float[Tensor, "n out"],
     dead: Int[Tensor, " a"],
     encoder: Float[Tensor, "f d"],
     b_enc: Float[Tensor, " f"],
-    W_dec: Float[Tensor, "f d"],
+    W_dec: Float[Tensor, "f out"],
     *,
     k_aux: int,
+    weight: Float[Tensor, " f"] | None = None,
 ) -> Float[Tensor, ""]:
     """AuxK: how badly the dead features predict the error that the others leave.
 
     `centred` is what the encoder reads, `error` the residual with zero rows for tokens that do not count; both are
-    targets here and get no gradient. Only the rows of dead features are gathered.
+    targets here and get no gradient. Only the rows of dead features are gathered. `weight` counts in the choice of
+    the top k_aux, as it does in the choice of the living.
     """
     centred, error = centred.detach(), error.detach()
     rows, bias, decoder = encoder[dead], b_enc[dead], W_dec[dead]
     if len(dead) <= k_aux:  # all are chosen: two dense products, n a <= n k_aux
         predicted = torch.addmm(bias, centred, rows.T).relu() @ decoder
     else:
-        acts, idx = topk_encode(centred, rows.T, bias, k_aux)
+        acts, idx = topk_encode(centred, rows.T, bias, k_aux, weight=None if weight is None else weight[dead])
         predicted = topk_decode(acts, idx, decoder)
     kept = (error.square().sum(1) > 0).to(error.dtype)
     missed = ((error - predicted).square().sum(1) * kept).sum()

@@ -115,8 +115,10 @@ def _annealed_factor(
     """
     memory = state.memory
     changed = memory["p"] != p
-    ratio = memory["p_recent"][:, 0].sum() / memory["p_recent"][:, 1].sum().clamp(min=1e-30)
+    before, after = memory["p_recent"].sum(0)
+    ratio = torch.where(after > 0, before / after.clamp(min=1e-30), 1)  # 1 where there is nothing to compare yet
     memory["p_factor"] = torch.where(changed, memory["p_factor"] * ratio, memory["p_factor"])
+    memory["p_recent"] = torch.where(changed, 0, memory["p_recent"])  # of the exponents gone by
     memory["p"] = torch.full_like(memory["p"], p)
     now = torch.stack([norm_penalty(*terms, p=exponent).double() for exponent in (p, following)])
     memory["p_recent"] = torch.cat([memory["p_recent"][1:], now[None]])
@@ -198,5 +200,7 @@ def _with_aux(state: "TrainState", outcome: Outcome, centred: Tensor, error: Ten
     assert config.aux_weight is not None and config.k_aux is not None
     if not config.aux_weight or not len(state.dead):
         return outcome
-    aux = auxiliary(centred, error, state.dead, sae.encoder, sae.b_enc, sae.W_dec, k_aux=config.k_aux)
+    weight = row_norms(sae.W_dec.detach(), sae.config.sources) if config.decoder_norm == "weighted" else None
+    read = (sae.encoder, sae.b_enc, sae.W_dec)
+    aux = auxiliary(centred, error, state.dead, *read, k_aux=config.k_aux, weight=weight)
     return outcome._replace(loss=outcome.loss + config.aux_weight * aux, aux=aux)
