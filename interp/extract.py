@@ -11,7 +11,7 @@ in the last bit).
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 from interp import ledger
 from interp.batching import default_token_budget
@@ -95,23 +95,8 @@ def prepare(
         raise InputError(f"store_dtype must be one of {', '.join(DTYPES)}, got {store_dtype!r}")
     if rows_per_shard is not None and rows_per_shard < 1:
         raise InputError(f"rows_per_shard must be at least 1, got {rows_per_shard}")
-    if docs is not None and len(set(docs)) < len(docs):
-        raise InputError(f"docs names {len(docs) - len(set(docs))} documents twice")
-    wanted = sorted({Site.parse(site) for site in sites})
-    if not wanted:
-        raise InputError("no site to extract; give at least one, such as 'resid_post.15'")
-    runner = Runner(model, wanted, DTYPES[store_dtype])
-    selector = Selector(tokens, exclude or Exclusions())
-    row_shapes, compute_dtype = runner.shapes(int(tokens.tokens[0]))
-    spec = StoreSpec(
-        **_source(model, tokens),
-        sites=tuple(map(str, wanted)),
-        dtype=store_dtype,
-        compute_dtype=compute_dtype,
-        max_length=max_length,
-        excluded=selector.exclude.names(),
-        docs="all" if docs is None else digest([int(d) for d in docs]),
-        seed=seed,
+    runner, selector, row_shapes, spec = described(
+        model, tokens, sites, docs=docs, dtype=store_dtype, max_length=max_length, exclude=exclude, seed=seed
     )
     found = ledger.Progress.of(Path(path))
     part = found.part(spec, {"token_budget": token_budget, "rows_per_shard": rows_per_shard}, append=append)
@@ -120,11 +105,53 @@ def prepare(
     else:
         if again := ledger.overlapping(found.plans, spec, docs, len(tokens)):
             raise InputError(f"{path} holds {again} of these documents already; append others (docs=...)")
-        sizes = _sizes(str(getattr(model, "device", "cpu")), Layout(row_shapes, store_dtype), max_length)
+        sizes = suited(model, Layout(row_shapes, store_dtype), max_length)
         asked = {"token_budget": token_budget, "rows_per_shard": rows_per_shard}
         sizes |= {name: value for name, value in asked.items() if value is not None}
         plan = make_plan(tokens, spec, selector, row_shapes, docs=docs, **sizes)
     return Extraction(runner, selector, plan, part, found, allow_nonfinite=allow_nonfinite)
+
+
+class Described(NamedTuple):
+    """What rows are and how they are made, whether they go into a store or not."""
+
+    runner: Runner
+    selector: Selector
+    row_shapes: dict[str, tuple[int, ...]]
+    spec: StoreSpec
+
+
+def described(
+    model: Capturing,
+    tokens: TokenFile,
+    sites: Sequence[str | Site],
+    *,
+    docs: Sequence[int] | None,
+    dtype: str,
+    max_length: int,
+    exclude: Exclusions | None,
+    seed: int | None,
+) -> Described:
+    """Check what rows are asked for; the model runs over one token, for their shapes."""
+    if docs is not None and len(set(docs)) < len(docs):
+        raise InputError(f"docs names {len(docs) - len(set(docs))} documents twice")
+    wanted = sorted({Site.parse(site) for site in sites})
+    if not wanted:
+        raise InputError("no site to extract; give at least one, such as 'resid_post.15'")
+    runner = Runner(model, wanted, DTYPES[dtype])
+    selector = Selector(tokens, exclude or Exclusions())
+    row_shapes, compute_dtype = runner.shapes(int(tokens.tokens[0]))
+    spec = StoreSpec(
+        **_source(model, tokens),
+        sites=tuple(map(str, wanted)),
+        dtype=dtype,
+        compute_dtype=compute_dtype,
+        max_length=max_length,
+        excluded=selector.exclude.names(),
+        docs="all" if docs is None else digest([int(d) for d in docs]),
+        seed=seed,
+    )
+    return Described(runner, selector, row_shapes, spec)
 
 
 def _source(model: Capturing, tokens: TokenFile) -> dict[str, Any]:
@@ -139,8 +166,9 @@ def _source(model: Capturing, tokens: TokenFile) -> dict[str, Any]:
     }
 
 
-def _sizes(device: str, layout: Layout, max_length: int) -> dict[str, int]:
-    """What suits the device. Shards: 2 GiB on a GPU, 64 MiB elsewhere (a minute or so of work to lose)."""
+def suited(model: Capturing, layout: Layout, max_length: int) -> dict[str, int]:
+    """Sizes that suit the model's device. Shards: 2 GiB on a GPU, 64 MiB elsewhere (a minute or so of work to lose)."""
+    device = str(getattr(model, "device", "cpu"))
     gpu = device.startswith("cuda")
     multiple = 8 if gpu else 1
     return {

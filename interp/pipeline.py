@@ -138,7 +138,13 @@ class Runner:
         return rows._replace(acts=moved[0], finite=moved[1], event=event)
 
 
-def refuse_nonfinite(rows: Rows, ids: Sequence[str]) -> None:
+STORING = (
+    "The shards written so far are kept. float16 overflows at 65,504: compute and store in bfloat16 or float32; or "
+    "leave these documents out; or pass allow_nonfinite=True to store the rows as they are"
+)
+
+
+def refuse_nonfinite(rows: Rows, ids: Sequence[str], *, advice: str = STORING) -> None:
     """An error naming batch, documents and site if a row that has arrived holds NaN or infinity."""
     for name, finite in rows.finite.items():
         if bool(finite):
@@ -148,8 +154,7 @@ def refuse_nonfinite(rows: Rows, ids: Sequence[str]) -> None:
         some = ", ".join(repr(d) for d in documents[:3]) + (f" and {len(documents) - 3} more" if documents[3:] else "")
         raise InputError(
             f"batch {rows.number}, site {name}: {int(bad.sum())} of {len(bad)} rows hold NaN or infinity (documents "
-            f"{some}). The shards written so far are kept. float16 overflows at 65,504: compute and store in bfloat16 "
-            "or float32; or leave these documents out; or pass allow_nonfinite=True to store the rows as they are"
+            f"{some}). {advice}"
         )
 
 

@@ -70,6 +70,17 @@ class Selector:
             kept &= ~out
         return kept
 
+    def rows(self, windows: Windows, excluded: dict[str, int]) -> Int[np.ndarray, " w"]:
+        """How many rows each window gives; `excluded` adds up what is left out. Not one row is an error."""
+        spans = zip(windows.doc, windows.start, windows.length, strict=True)
+        rows = np.asarray([self.kept(int(d), int(s), int(n), excluded).sum() for d, s, n in spans], np.int64)
+        if not rows.sum():
+            raise InputError(
+                f"nothing is left of {int(windows.length.sum())} tokens without {', '.join(self.exclude.names())}: "
+                "give longer documents, or exclude less"
+            )
+        return rows
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -175,18 +186,7 @@ def make_plan(
     assert spec.max_length is not None and spec.seed is not None
     windows = windows_of(tokens.lengths, max_length=spec.max_length, bos=tokens.bos is not None, docs=docs)
     excluded: dict[str, int] = {}
-    rows = np.asarray(
-        [
-            selector.kept(int(d), int(s), int(n), excluded).sum()
-            for d, s, n in zip(windows.doc, windows.start, windows.length, strict=True)
-        ],
-        np.int64,
-    )
-    if not rows.sum():
-        raise InputError(
-            f"nothing is left of {int(windows.length.sum())} tokens without {', '.join(selector.exclude.names())}: "
-            "give longer documents, or exclude less"
-        )
+    rows = selector.rows(windows, excluded)
     fed = np.flatnonzero(rows)
     buckets = group(windows.take(fed), token_budget=token_budget, multiple=multiple, seed=spec.seed)
     by_window = {(int(d), int(s)): int(r) for d, s, r in zip(windows.doc, windows.start, rows, strict=True)}

@@ -11,11 +11,11 @@ block. Any stretch of the order is computed without the ones before it, which is
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -72,7 +72,9 @@ class Order:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
 
-def prefetched(read: Callable[[_Item], _Result], items: Iterable[_Item], workers: int) -> Iterator[_Result]:
+def prefetched(
+    read: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Generator[_Result, None, None]:
     """`map(read, items)`, in order, with `workers` threads reading up to `workers + 1` items ahead."""
     left = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="reader") as pool:
@@ -84,3 +86,60 @@ def prefetched(read: Callable[[_Item], _Result], items: Iterable[_Item], workers
                 yield result
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+Stopped = Callable[[], bool]
+
+
+class _Job:
+    """One call in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._box: list[Any] = []
+        self._error: BaseException | None = None
+        self._call: Callable[[], Any] | None = call
+        self.thread = threading.Thread(target=self._run, name="one ahead")
+        self.thread.start()
+
+    def _run(self) -> None:
+        assert self._call is not None
+        try:
+            self._box.append(self._call())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._call = None
+
+    def take(self) -> Any:
+        """Wait for the result, and let go of it."""
+        self.thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._box.pop()
+
+
+def one_ahead(make: Callable[[_Item, Stopped], _Result], items: Iterable[_Item]) -> Generator[_Result, None, None]:
+    """`make(item, stopped)` for each item, in order; while one result is used the next is made, and no other.
+
+    Two results exist at most: whoever takes one lets go of it before asking for the next. Each is made in a thread of
+    its own, which is asked to stop (`stopped()` turns true) when the iterator is left or the interpreter ends, and is
+    waited for. An error in `make` is raised where its result would have come.
+    """
+    leave = threading.Event()
+
+    def stopped() -> bool:
+        # Threads are waited for at the end of the interpreter, also when a traceback still holds this iterator.
+        return leave.is_set() or not threading.main_thread().is_alive()
+
+    left = iter(items)
+    job: _Job | None = None
+    try:
+        job = next((_Job(partial(make, item, stopped)) for item in left), None)
+        while job is not None:
+            ready = [job.take()]
+            job = next((_Job(partial(make, item, stopped)) for item in left), None)
+            yield ready.pop()
+    finally:
+        leave.set()
+        if job is not None:
+            job.thread.join()

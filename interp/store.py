@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from interp.errors import InputError
@@ -160,13 +160,26 @@ class ActivationStore:
                 f"batches: size and workers must be positive, got size={size}, first={first}, workers={workers}"
             )
         names = [str(self.site(site)) for site in sites]
-        order = Order(len(self), seed=seed, epoch=epoch, window=max(1, horizon_bytes // self.row_bytes))
+        order = self.order(seed=seed, epoch=epoch, horizon_bytes=horizon_bytes)
         spans = range(first * size, len(self), size)
 
         def read(start: int) -> ActivationBatch:
             return self.gather(names, order.rows(start, min(start + size, len(self))))
 
         return prefetched(read, spans, workers)
+
+    def order(self, *, seed: int, epoch: int = 0, horizon_bytes: int = HORIZON_BYTES) -> Order:
+        """The order in which `batches` reads the rows."""
+        return Order(len(self), seed=seed, epoch=epoch, window=max(1, horizon_bytes // self.row_bytes))
+
+    def trace(self, start: int, stop: int, *, seed: int, epoch: int = 0) -> tuple[Integer[np.ndarray, " n"], ...]:
+        """Of rows start..stop of that order: where they stand in the store, and their documents."""
+        rows = self.order(seed=seed, epoch=epoch).rows(start, stop)
+        return rows, self.gather([], rows).doc.numpy()
+
+    def document_rows(self) -> Int[np.ndarray, " docs"]:
+        """How many rows each document has that has any."""
+        return np.unique(self.keys(0, len(self)).doc.numpy(), return_counts=True)[1]
 
     def gather(self, sites: Sequence[str | Site], rows: Int[np.ndarray, " n"]) -> ActivationBatch:
         """The given rows, in the given order."""
