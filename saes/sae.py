@@ -126,6 +126,12 @@ class SAE(nn.Module):
         write_tensors(path / WEIGHTS, self.weights())
         write_json(path / CFG, to_cfg(self.config))
 
+    def to_saelens(self) -> Any:
+        """The same SAE as an object of `sae_lens`, its weights copied; refused where SAELens has no such kind."""
+        from saes.interop.saelens import to_saelens
+
+        return to_saelens(self)
+
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "SAE":
         """Read a folder written by `save`, or by SAELens 6; other tools' files: `saes.interop.load_sae`."""
