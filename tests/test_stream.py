@@ -15,13 +15,18 @@ import pytest
 import torch
 
 import interp.stream
+from interp.corpus import Document
 from interp.errors import InputError
 from interp.extract import extract
+from interp.loop import checkpoints
 from interp.model import HookedModel
 from interp.plan import Exclusions
 from interp.sealing import digest
 from interp.sites import Site
 from interp.stream import ActivationStream
+from interp.tokenfile import tokenize
+from saes.recipe import TrainConfig
+from saes.train import fit
 from tests.tiny_models import tiny
 from tests.toy_store import SITES, ToyModel, token_file
 
@@ -160,13 +165,13 @@ class Alive:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now: weakref.WeakSet = weakref.WeakSet()
-        self.most, self.made = 0, 0
+        self.most, self.made = 0, []
         begin = interp.stream.Generation.__init__
 
         def counted(generation, *args):
             begin(generation, *args)
             self.now.add(generation)
-            self.made += 1
+            self.made.append(generation.identity)
             self.most = max(self.most, len(self.now))
 
         patch.setattr(interp.stream.Generation, "__init__", counted)
@@ -187,7 +192,7 @@ def test_two_generations_at_most_and_both_in_flight(tokens, monkeypatch, slow):
         for _ in stream.batches(SITES, 40, seed=0):
             if slow == "consumer":
                 time.sleep(0.005)
-        assert stream.material.generations == alive.made >= 6
+        assert stream.material.generations == len(alive.made) >= 6
         assert alive.most == 2  # while one is used the next is being made
         assert len(alive.now) == 0
     finally:
@@ -196,18 +201,16 @@ def test_two_generations_at_most_and_both_in_flight(tokens, monkeypatch, slow):
 
 def test_the_generation_in_use_serves_the_next_iterator(tokens, monkeypatch):
     """`fit` looks at the first rows, then begins again."""
-    alive, model = Alive(monkeypatch), ToyModel()
-    stream = streamed(model, tokens, generation=200)
+    alive = Alive(monkeypatch)
+    stream = streamed(ToyModel(), tokens, generation=200)
     look = stream.batches(SITES, 40, seed=0)
     first = next(look)
     look.close()
     assert len(alive.now) == 1
-    passes = model.passes
     again = stream.batches(SITES, 40, seed=0)
     assert equal([next(again)], [first])
     again.close()
-    assert model.passes - passes < passes  # nothing of the first generation was computed again
-    assert alive.most == 2
+    assert alive.made.count((0, 0, 0)) == 1 and alive.most == 2
     stream.release()
     assert len(alive.now) == 0
     other = stream.batches(SITES, 40, seed=1)
@@ -215,10 +218,10 @@ def test_the_generation_in_use_serves_the_next_iterator(tokens, monkeypatch):
 
 
 def test_what_fits_into_one_generation_is_computed_once_for_all_epochs(tokens, monkeypatch):
-    alive, model = Alive(monkeypatch), ToyModel()
-    stream = streamed(model, tokens, generation=5_000)
+    alive = Alive(monkeypatch)
+    stream = streamed(ToyModel(), tokens, generation=5_000)
     epochs = [list(stream.batches(SITES, 64, seed=0, epoch=epoch)) for epoch in range(3)]
-    assert alive.made == 1
+    assert len(alive.made) == 1
     assert len({tuple(places(batches)) for batches in epochs}) == 3
     assert equal(list(streamed(ToyModel(), tokens, generation=5_000).batches(SITES, 64, seed=0, epoch=2)), epochs[2])
 
@@ -406,3 +409,75 @@ def test_batches_that_cannot_be_are_refused_at_once(tokens):
             stream.batches(SITES, size, seed=0, first=first)
     with pytest.raises(InputError, match="no site to extract"):
         ActivationStream(ToyModel(), tokens, [])
+
+
+TRAINING = {"d_sae": 16, "k": 2, "batch_size": 64, "lr": 3e-3, "sample": 128, "log_every": 5, "checkpoint_every": 10}
+
+
+class Dying:
+    """A stream that is interrupted before it hands out batch `die_at`, looking at the first rows not counted."""
+
+    def __init__(self, stream: ActivationStream, die_at: int) -> None:
+        self.stream, self.die_at, self.manifest, self.last = stream, die_at, stream.manifest, False
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def batches(self, sites, size, *, seed, first=0, epoch=0):
+        for number, batch in enumerate(self.stream.batches(sites, size, seed=seed, first=first, epoch=epoch), first):
+            if epoch * -(-len(self) // size) + number == self.die_at:
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize(("generation", "die_at"), [(200, 13), (200, 27), (5000, 27)])
+def test_training_from_a_stream_interrupted_and_continued_is_uninterrupted(tokens, tmp_path, generation, die_at):
+    """Two epochs of 19 batches, checkpoints every 10; interrupted in the first epoch or in the second; of one generation or more."""
+
+    def stream():
+        return streamed(ToyModel(), tokens, generation=generation)
+
+    assert -(-len(stream()) // 64) == 19
+    config = TrainConfig(**TRAINING, epochs=2)
+    fit(stream(), config, tmp_path / "whole", site=RESID)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Dying(stream(), die_at), config, tmp_path / "cut", site=RESID)
+    assert not own_threads()
+    assert [p.stem for p in checkpoints(tmp_path / "cut" / "training")][-1] == f"step-{die_at // 10 * 10:09d}"
+    fit(stream(), config, tmp_path / "cut", site=RESID)
+    assert not own_threads()
+    whole = {p.relative_to(tmp_path / "whole"): p.read_bytes() for p in (tmp_path / "whole").rglob("*.*")}
+    assert {p.relative_to(tmp_path / "cut"): p.read_bytes() for p in (tmp_path / "cut").rglob("*.*")} == whole
+    assert {p.name for p in whole} >= {"cfg.json", "sae_weights.safetensors", "metrics.jsonl", "run.json"}
+    other = streamed(ToyModel(), tokens, generation=generation + 1)
+    with pytest.raises(InputError, match="holds a run with other settings"):
+        fit(other, config, tmp_path / "cut", site=RESID)
+
+
+def test_an_sae_knows_the_stream_it_was_trained_on(tokens, tmp_path):
+    sae = fit(streamed(ToyModel(), tokens, docs=list(range(12))), TrainConfig(**TRAINING), tmp_path, site=RESID)
+    metadata = sae.config.metadata
+    assert metadata["model_name"] == "toy" and metadata["context_size"] == 32
+    assert metadata["midlens_store"]["tokens"] == tokens.digest
+
+
+def test_smollm2_without_a_store(smollm2, tmp_path):
+    """Rows equal those of each document run alone; an SAE comes out."""
+    texts = ["The sea was calm that morning, and nobody spoke of the letter.", "Two and two make four, he said, twice."]
+    documents = [Document(f"d{i}", f"{i}. {texts[i % 2] * (1 + i % 3)}") for i in range(9)]
+    tokens = tokenize(documents, smollm2.tokenizer, tmp_path / "t")
+    site = Site.parse("resid_post.2")
+    stream = ActivationStream(
+        smollm2, tokens, [site], max_length=48, dtype="float32", buffer_bytes=2 * 200 * (12 + 4 * 576)
+    )
+    assert stream.material.generations > 1
+    batches = list(stream.batches([site], 32, seed=0))
+    assert sum(len(batch.doc) for batch in batches) == len(stream) == int(tokens.lengths.sum()) - len(tokens)
+    for doc in range(3):
+        alone = smollm2.capture(torch.from_numpy(tokens[doc].astype(np.int64))[None], [site])[site][0]
+        for batch in batches:
+            mine = batch.doc == doc
+            expected = alone[batch.position[mine].long()]
+            torch.testing.assert_close(batch.acts[site][mine], expected, rtol=1e-4, atol=1e-3)
+    sae = fit(stream, TrainConfig(**{**TRAINING, "batch_size": 32}), tmp_path / "sae", site=site)
+    assert sae.config.d_in == 576 and sae.config.metadata["model_name"] == stream.manifest["parts"][0]["spec"]["model"]
