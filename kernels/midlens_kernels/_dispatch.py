@@ -45,3 +45,9 @@ def backend_for(*tensors: Tensor) -> Literal["reference", "torch"]:
     if requested == "torch" and why:
         raise RuntimeError(f"backend 'torch' was requested, but {why}")
     return "reference" if requested == "reference" or why else "torch"
+
+
+def check_compute(compute: torch.dtype | None) -> None:
+    """The dense product needs a floating dtype."""
+    if compute is not None and not compute.is_floating_point:
+        raise ValueError(f"compute is the dtype of the dense product and must be a floating one, got {compute}")

@@ -11,3 +11,9 @@ def assert_as_precise(name: str, ours: Tensor, plain: Tensor, truth: Tensor) -> 
     if truth.numel():
         error, allowed = ((t.double() - truth).abs().max().item() for t in (ours, plain))
         assert error <= 2 * allowed + floor, f"{name}: error {error:.3g}, plain {allowed:.3g}, floor {floor:.3g}"
+
+
+def assert_rightly_chosen(places: Tensor, plain: Tensor, truth: Tensor) -> None:
+    """`places` hold the largest of a flat `truth`, as far as scores with twice the error of `plain` can tell."""
+    left = torch.ones_like(truth, dtype=torch.bool).index_fill(0, places, False)
+    assert truth[places].min() >= truth[left].max() - 4 * (plain.double() - truth).abs().max()

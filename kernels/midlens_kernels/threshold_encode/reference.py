@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from midlens_kernels._reference import pre_activations
+
 
 def threshold_encode_reference(
     x: Float[Tensor, "n d"],
@@ -14,7 +16,6 @@ def threshold_encode_reference(
     compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " bags"]]:
     """The pre-activations above `floor`, token by token."""
-    pre = (x.to(compute) @ W_enc.to(compute) + b_enc.to(compute)).to(x.dtype) if compute else x @ W_enc + b_enc
-    rows, idx = (above := pre > floor).nonzero(as_tuple=True)
-    offsets = torch.cat([above.new_zeros(1, dtype=torch.int64), above.sum(1).cumsum(0)])
-    return pre[rows, idx], idx, offsets
+    pre = pre_activations(x, W_enc, b_enc, compute)
+    rows, idx = (pre > floor).nonzero(as_tuple=True)
+    return pre[rows, idx], idx, torch.searchsorted(rows, torch.arange(len(x) + 1, device=x.device))

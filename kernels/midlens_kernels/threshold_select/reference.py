@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from midlens_kernels._reference import pre_activations
+
 
 def threshold_select_reference(
     x: Float[Tensor, "n d"],
@@ -15,12 +17,11 @@ def threshold_select_reference(
     kept: Float[Tensor, " n"] | None = None,
     compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " bags"]]:
-    """The `count` largest of all pre-activations (times `weight`; none of tokens with `kept` 0), then ReLU."""
-    n, f = len(x), len(b_enc)
-    pre = (x.to(compute) @ W_enc.to(compute) + b_enc.to(compute)).to(x.dtype) if compute else x @ W_enc + b_enc
+    """The `count` largest of all pre-activations (times `weight`; of tokens with `kept` 0 last), then ReLU."""
+    pre = pre_activations(x, W_enc, b_enc, compute)
     score = pre if weight is None else pre * weight
     if kept is not None:
-        score, pre = score.masked_fill(kept[:, None] == 0, -torch.inf), pre * kept[:, None]
+        score, pre = (t.masked_fill(kept[:, None] == 0, out) for t, out in ((score, -torch.inf), (pre, 0)))
     places = score.flatten().topk(count).indices.sort().values
-    edges = torch.arange(n + 1, device=x.device) * f
-    return pre.flatten()[places].relu(), places % f, torch.searchsorted(places, edges)
+    edges = torch.arange(len(x) + 1, device=x.device) * len(b_enc)
+    return pre.flatten()[places].relu(), places % len(b_enc), torch.searchsorted(places, edges)

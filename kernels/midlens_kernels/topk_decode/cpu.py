@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from midlens_kernels._bags import feature_rows_gradient, weighted_bags
+from midlens_kernels._bags import feature_rows_gradient, rows_of, weighted_bags
 
 
 class _DecoderGradient(torch.autograd.Function):
@@ -27,9 +27,8 @@ class _DecoderGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (g_y,) = gradients
         acts, idx, offsets = ctx.saved_tensors
-        n = len(offsets) - 1
-        rows = torch.repeat_interleave(torch.arange(n, device=idx.device), offsets.diff().long(), output_size=len(idx))
-        return g_y, None, None, None, feature_rows_gradient(g_y, rows, idx, acts, ctx.n_features)
+        g_W = feature_rows_gradient(g_y, rows_of(offsets, len(idx)), idx, acts, ctx.n_features)
+        return g_y, None, None, None, g_W
 
 
 def topk_decode_cpu(

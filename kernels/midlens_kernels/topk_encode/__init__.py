@@ -6,7 +6,7 @@ multiplied. The order of the k is not defined, nor is which of equal values is t
 
 `W_enc` has the shape `d f`; it is fast where its *transpose* is contiguous (features as rows), which is how `saes.SAE`
 stores it. `compute` is the dtype of the dense product only; results and gradients have that of x. Cost: one
-`n d x d f` product and a selection, in chunks of tokens, so that at most 2^26 pre-activations exist at a time; the
+`n d x d f` product and a selection, in chunks of tokens, so that at most 2^24 pre-activations exist at a time; the
 backward pass touches only the n k entries chosen: O(n k d). `W_enc`'s gradient is dense.
 """
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from midlens_kernels._dispatch import backend_for
+from midlens_kernels._dispatch import backend_for, check_compute
 from midlens_kernels.topk_encode.cpu import topk_encode_cpu
 from midlens_kernels.topk_encode.reference import topk_encode_reference
 
@@ -29,6 +29,7 @@ def topk_encode(
     compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Encode tokens to k activations >= 0 and their features; same as `topk_encode_reference`, gradients too."""
+    check_compute(compute)
     if not 1 <= k <= len(b_enc):
         raise ValueError(f"k must lie between 1 and the number of features ({len(b_enc)}), got {k}")
     encode = topk_encode_reference if backend_for(x, W_enc, b_enc) == "reference" else topk_encode_cpu

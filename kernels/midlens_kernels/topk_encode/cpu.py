@@ -7,36 +7,38 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from midlens_kernels._groups import BLOCK, GROUP, group_maxima, left_over, members
 from midlens_kernels._sparse_product import entries, pre_activations
 
-GROUP = 8  # columns per group in the first stage of the selection; 8 and 16 measured best from width 4,608 to 131,072
 
-
-def _largest(pre: Tensor, k: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`pre.topk(k)` in any order, exactly: the k largest lie in the k groups with the largest maxima.
-
-    Columns i, i + g, i + 2g, ... form group i of g, so that maxima are taken over whole vectors.
-    """
-    if weight is not None:
-        places = (pre * weight).topk(k, dim=-1, sorted=False).indices
-        return pre.gather(1, places), places
+def _largest(pre: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The pre-activations and features that rank highest in each row, in any order, exactly."""
     n, f = pre.shape
-    g = f // GROUP
-    if f % GROUP or g < 4 * k:
-        values, places = pre.topk(k, dim=-1, sorted=False)
-        return values, places
-    grouped = pre.view(n, GROUP, g)
-    chosen = grouped.amax(1).topk(k, dim=-1, sorted=False).indices
-    candidates = grouped.gather(2, chosen[:, None].expand(n, GROUP, k)).view(n, GROUP * k)
-    values, places = candidates.topk(k, dim=-1, sorted=False)
-    return values, places // k * g + chosen.gather(1, places % k)
+    if f // GROUP < 2 * k:
+        return _largest_of_all(pre, k, weight)
+    chosen = group_maxima(pre, weight).topk(k, sorted=False).indices
+    columns = torch.cat([members(chosen, f).flatten(1), left_over(f, pre.device).expand(n, -1)], dim=1)
+    candidates = pre.gather(1, columns)
+    scores = candidates if weight is None else candidates * weight[columns]
+    places = scores.topk(k, sorted=False).indices
+    return candidates.gather(1, places), columns.gather(1, places)
+
+
+def _largest_of_all(pre: Tensor, k: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same without groups, for k near f; scores exist for a block of rows at a time."""
+    if weight is None:
+        values, idx = pre.topk(k, sorted=False)
+        return values, idx
+    blocks = pre.split(max(1, BLOCK // pre.shape[1]))
+    idx = torch.cat([(block * weight).topk(k, sorted=False).indices for block in blocks])
+    return pre.gather(1, idx), idx
 
 
 @torch.no_grad()
 def _select(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, weight: Tensor | None, compute: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    """The k largest pre-activations of each token and their features, a chunk of tokens at a time."""
+    """The k highest of each token and their features, a chunk of tokens at a time."""
     values = x.new_empty(len(x), k)
     idx = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     for start, pre in pre_activations(x, W_enc, b_enc, compute):

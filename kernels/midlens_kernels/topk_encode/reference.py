@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from midlens_kernels._reference import pre_activations
+
 
 def topk_encode_reference(
     x: Float[Tensor, "n d"],
@@ -14,7 +16,7 @@ def topk_encode_reference(
     weight: Float[Tensor, " f"] | None = None,
     compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The k largest pre-activations (times `weight`) of each token, then ReLU."""
-    pre = (x.to(compute) @ W_enc.to(compute) + b_enc.to(compute)).to(x.dtype) if compute else x @ W_enc + b_enc
+    """The k largest pre-activations (by pre-activation times `weight`) of each token, then ReLU."""
+    pre = pre_activations(x, W_enc, b_enc, compute)
     idx = (pre if weight is None else pre * weight).topk(k, dim=-1).indices
     return pre.gather(1, idx).relu(), idx
