@@ -29,8 +29,9 @@ from interp.store import ActivationStore
 from interp.tokenfile import TokenFile, tokenize
 from saes.evaluate import Evaluation, evaluate, row_norms, threshold_of
 from saes.examples import Source, load_features, read_features, write_features
+from saes.recipe import Training
 from saes.report import write_report
-from saes.sae import SAE, SAEConfig
+from saes.sae import SAE
 from saes.stages import Stages
 from saes.train import TrainConfig, fit
 
@@ -59,10 +60,14 @@ class DiscoverConfig:
     """Longest sequence fed to the model; longer documents are cut into windows."""
     dtype: str | None = None
     """Precision of the model: float32, bfloat16, float16; by default float32 on a CPU, bfloat16 on a GPU."""
+    architecture: Training = "topk"
+    """What is trained; see `midlens train --help` for each."""
     expansion: int = 8
     """Width of the dictionary as a multiple of the model's width."""
     k: int = 32
-    """Active features per token."""
+    """Active features per token: exactly (topk), on average (batchtopk), or aimed at (jumprelu)."""
+    sparsity: float | None = None
+    """Coefficient of the sparsity penalty (standard, gated, jumprelu)."""
     epochs: float = 8.0
     """Passes over the stored activations; more helps while tokens are few."""
     loss_tokens: int = 8_000
@@ -76,19 +81,26 @@ class DiscoverConfig:
 def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
     out, say = config.out, say or (lambda line: None)
-    recipe = TrainConfig(expansion=config.expansion, k=config.k, epochs=config.epochs, seed=config.seed)
+    recipe = TrainConfig(
+        architecture=config.architecture,
+        expansion=config.expansion,
+        k=config.k,
+        sparsity=config.sparsity,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
     _claim(config)
     stages = Stages(out / "timings.json", say)
     with stages.stage("model", config.model):
         model = HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
         site = _site(config, model)
         if site.point in STREAM:  # found out now, not after the extraction
-            SAEConfig(d_in=model.cfg.d_model, d_sae=recipe.width(model.cfg.d_model), k=config.k)
+            recipe.shape(model.cfg.d_model)
     with stages.stage("text", f"{config.train_tokens:,} + {config.held_out_tokens:,} tokens of {config.corpus}"):
         tokens = _tokens(config, model)
     with stages.stage("activations", str(site)):
         stores = _stores(config, model, tokens, site, say)
-    with stages.stage("training", f"{config.expansion} x {model.cfg.d_model} features, k {config.k}"):
+    with stages.stage("training", f"{config.architecture}, {config.expansion} x {model.cfg.d_model} features"):
         sae = fit(stores["train"], recipe, out / "sae", site=site)
     with stages.stage("evaluation", f"{len(stores['held_out']):,} held-out rows"):
         evaluation = _evaluation(config, sae, stores["held_out"], site, model, tokens["held_out"])
