@@ -9,7 +9,9 @@ The buffer holds two generations of W rows: one is being used up while a thread 
 and no third one ever exists, however slow either side is. W is the mixing horizon: a batch is a sample of W rows that
 were computed one behind the other, from documents chosen all over the token file (at a seam, of two such runs). What a
 batch holds is a function of (seed, epoch, number of the batch): after a kill, batch k is had by computing the one or
-two generations it lies in, and not those before. Before the first batch a whole generation has to be computed.
+two generations it lies in, and not those before. Before the first batch a whole generation has to be computed. A buffer
+that is half read and filled up again has a third of the pairs of one document in a batch at the same memory
+(`benchmarks/mixing.py`), and needs its whole past to be continued.
 
 It has what `saes.train.fit` needs of an `interp.store.ActivationStore` and gives the same rows, each once per epoch; in
 low precision they differ in the last bit, as other batch shapes do. The model runs in the thread: leave it alone while

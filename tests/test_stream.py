@@ -432,7 +432,7 @@ class Dying:
 
 @pytest.mark.parametrize(("generation", "die_at"), [(200, 13), (200, 27), (5000, 27)])
 def test_training_from_a_stream_interrupted_and_continued_is_uninterrupted(tokens, tmp_path, generation, die_at):
-    """Two epochs of 19 batches, checkpoints every 10; interrupted in the first epoch or in the second; of one generation or more."""
+    """Two epochs of 19 batches, checkpoints every 10; interrupted in the first or in the second."""
 
     def stream():
         return streamed(ToyModel(), tokens, generation=generation)
