@@ -99,6 +99,11 @@ class Frame:
         return self.read[0].unit
 
     @property
+    def unit_written(self) -> float:
+        """The same of what is written, for the lengths of what a feature adds to it."""
+        return (self.written or self.read[0]).unit
+
+    @property
     def code_unit(self) -> float:
         """What codes are divided by in the end."""
         if self.written:
@@ -129,8 +134,9 @@ class Frame:
     def raw(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights for raw activations, from weights for scaled ones."""
         c = self.code_unit
-        s_in = torch.cat([torch.full((w,), s.scale / c) for s, w in zip(self.read, self.widths, strict=True)])
-        s_out = torch.full((1,), self.written.scale / c) if self.written else s_in
+        per_site = torch.tensor([s.scale / c for s in self.read], dtype=torch.float64)  # rounded once, in the weights
+        s_in = per_site.repeat_interleave(torch.tensor(self.widths))
+        s_out = per_site.new_full((1,), self.written.scale / c) if self.written else s_in
         factors = {
             "W_enc": s_in[:, None],
             "W_dec": 1 / s_out,

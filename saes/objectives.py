@@ -153,7 +153,7 @@ def _jumprelu(state: "TrainState", batch: Framed) -> Outcome:
     norms = row_norms(sae.W_dec, sae.config.sources)
     if config.penalty == "tanh":
         assert config.tanh_scale is not None
-        size = torch.tanh(config.tanh_scale / state.frame.unit * values * entries.at(norms))
+        size = torch.tanh(config.tanh_scale / state.frame.unit_written * values * entries.at(norms))
         penalty = (size * entries.of_tokens(batch.kept)).sum() / n
     else:
         fires = step(entries.pre, at, bandwidth=bandwidth, through=through)
@@ -191,7 +191,7 @@ def _target(state: "TrainState", batch: Framed, *, frozen: bool = False) -> Tens
     bias, skip = sae.b_dec, sae.W_skip if sae.config.skip else None
     if frozen:
         bias, skip = bias.detach(), None if skip is None else skip.detach()
-    return batch.y - bias if skip is None else batch.y - bias - batch.x @ skip.T
+    return batch.y - bias if skip is None else batch.y - bias - batch.x.to(skip.dtype) @ skip.T
 
 
 def _with_aux(state: "TrainState", outcome: Outcome, centred: Tensor, error: Tensor) -> Outcome:

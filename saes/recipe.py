@@ -49,6 +49,15 @@ _SPECIFIC: dict[str, tuple[tuple[str, ...], Any]] = {
 }
 
 
+def uses(name: str, architecture: str, penalty: str | None = None) -> bool:
+    """Whether a setting of `TrainConfig` has an effect when this architecture is trained (jumprelu: with `penalty`)."""
+    if name == "k":
+        return architecture in SELECTING or (architecture == "jumprelu" and penalty in (None, "target"))
+    if name in ("tanh_scale", "pre_act"):
+        return architecture == "jumprelu" and penalty == "tanh"
+    return name not in _SPECIFIC or architecture in _SPECIFIC[name][0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train an SAE. Defaults of topk: from 200,000 activations of SmolLM2-135M, layer 15, width 4608."""
@@ -147,7 +156,9 @@ class TrainConfig:
         for name in ("expansion", "k", "batch_size", "sample", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        positive = "epochs clip massive lr tokens k_aux k_start dead_after_tokens p_end p_steps bandwidth threshold"
+        positive = (
+            "d_sae epochs clip massive lr tokens k_aux k_start dead_after_tokens p_end p_steps bandwidth threshold"
+        )
         for name in (*positive.split(), "tanh_scale", "start_l0"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {value}")
@@ -157,6 +168,8 @@ class TrainConfig:
         for name in ("aux_weight", "sparsity", "pre_act"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise InputError(f"{name} must not be negative, got {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas are two parts, at least 0 and below 1, got {self.betas}")
         if self.groups is not None and not (min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
             raise InputError(f"groups are parts of the features: positive, 1 in all; got {self.groups}")
 
@@ -196,7 +209,6 @@ class TrainConfig:
             bandwidth = self.bandwidth or (2.0 if tanh else 0.001 * root)
             values["bandwidth"] = bandwidth
             values["threshold"] = self.threshold or (0.1 if tanh else bandwidth)
-            values["tanh_scale"] = (self.tanh_scale or 4.0) if tanh else None
             if tanh:
                 values["tanh_scale"] = self.tanh_scale or 4.0
                 values["pre_act"] = 3e-6 / root if self.pre_act is None else self.pre_act
@@ -212,6 +224,10 @@ class TrainConfig:
         if self.skip and d_out is None:
             raise InputError("skip=True, but no second site was given: only a transcoder has a skip connection")
         base = "topk" if self.architecture in SELECTING else self.architecture
+        if self.architecture == "jumprelu" and self.penalty in (None, "target") and self.k > self.width(d_in):
+            raise InputError(
+                f"the penalty aims at k={self.k} active features, but there are {self.width(d_in)} features"
+            )
         return SAEConfig(
             d_in=d_in,
             d_sae=self.width(d_in),
