@@ -3,10 +3,11 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from saes.directions import directions
 from saes.interop import load_sae
@@ -15,6 +16,11 @@ from tests.sae_layouts import CASES, FIXTURES, expected, place
 
 RELATIVE = 1e-5
 LLAMA = "llama_scope/Llama3_1-8B-Base-L15R-32x"
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that may then be written again: `load_file` would map it."""
+    return load(path.read_bytes())
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -45,7 +51,7 @@ def test_same_codes_and_reconstructions(tmp_path, case):
     sae = load_sae(place(case, tmp_path), trust_pickle=True)
     if case in ("llamascopium/topk", "llamascopium/transcoder"):
         # their TopK ranks by z times the decoder's row norm, so here codes carry that norm and rows are without it
-        codes = codes * load_file(FIXTURES / case / "sae_weights.safetensors")["W_D"].norm(dim=1)
+        codes = codes * read(FIXTURES / case / "sae_weights.safetensors")["W_D"].norm(dim=1)
     same_function(sae, x, codes, out)
     assert sae.W_dec.dtype == torch.float32 and sae.W_dec.requires_grad
 
@@ -145,7 +151,7 @@ def llama_scope_formula(weights, about, x):
 def test_llama_scope_with_rows_of_any_length(tmp_path, weighed, norms):
     """The published rows are not units, and transcoders scale what they write by another norm than what they read."""
     folder = place(LLAMA, tmp_path)
-    weights = load_file(folder / "checkpoints" / "final.safetensors")
+    weights = read(folder / "checkpoints" / "final.safetensors")
     weights["decoder.weight"] *= torch.linspace(0.3, 3, 40)
     save_file(weights, folder / "checkpoints" / "final.safetensors")
     about = json.loads((folder / "hyperparams.json").read_text())
@@ -169,7 +175,7 @@ def test_llama_scope_with_rows_of_any_length(tmp_path, weighed, norms):
 
 def test_llama_scope_still_in_topk_form(tmp_path):
     folder = place(LLAMA, tmp_path)
-    weights = load_file(folder / "checkpoints" / "final.safetensors")
+    weights = read(folder / "checkpoints" / "final.safetensors")
     weights["decoder.weight"] *= torch.linspace(0.3, 3, 40)
     save_file(weights, folder / "checkpoints" / "final.safetensors")
     about = json.loads((folder / "hyperparams.json").read_text())
@@ -190,7 +196,7 @@ def test_llama_scope_still_in_topk_form(tmp_path):
 
 def test_a_bias_subtracted_before_llama_scopes_encoder(tmp_path):
     folder = place(LLAMA, tmp_path)
-    weights = load_file(folder / "checkpoints" / "final.safetensors")
+    weights = read(folder / "checkpoints" / "final.safetensors")
     about = json.loads((folder / "hyperparams.json").read_text()) | {"apply_decoder_bias_to_pre_encoder": True}
     (folder / "hyperparams.json").write_text(json.dumps(about))
     x, scale = expected(LLAMA)[0], 4 / 0.676
@@ -215,7 +221,7 @@ def test_raw_rows_of_llama_scope_are_short_by_its_scale_and_directions_are_units
 
 def test_old_sae_lens_files_with_a_finetuned_factor_or_a_logarithm(tmp_path):
     folder = place("saelens_legacy/oldest", tmp_path)
-    weights, cfg = load_file(folder / "sae_weights.safetensors"), json.loads((folder / "cfg.json").read_text())
+    weights, cfg = read(folder / "sae_weights.safetensors"), json.loads((folder / "cfg.json").read_text())
     weights["scaling_factor"] = torch.linspace(0.5, 2, 40)
     save_file(weights, folder / "sae_weights.safetensors")
     (folder / "cfg.json").write_text(json.dumps(cfg | {"finetuning_scaling_factor": True}))
@@ -224,7 +230,7 @@ def test_old_sae_lens_files_with_a_finetuned_factor_or_a_logarithm(tmp_path):
     same_function(load_sae(folder), x, codes, out)
 
     folder = place("saelens_legacy/jumprelu", tmp_path)
-    weights = load_file(folder / "sae_weights.safetensors")
+    weights = read(folder / "sae_weights.safetensors")
     weights["log_threshold"] = weights.pop("threshold").log()
     save_file(weights, folder / "sae_weights.safetensors")
     same_function(load_sae(folder), *expected("saelens_legacy/jumprelu"))
@@ -234,7 +240,7 @@ def test_weights_in_half_precision_are_read_in_full(tmp_path):
     """As Llama Scope is published: products are formed in float32, from the rounded weights."""
     folder = place(LLAMA, tmp_path)
     path = folder / "checkpoints" / "final.safetensors"
-    weights = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
+    weights = {name: tensor.bfloat16() for name, tensor in read(path).items()}
     save_file(weights, path)
     about = json.loads((folder / "hyperparams.json").read_text())
     x = expected(LLAMA)[0]
@@ -248,10 +254,10 @@ def test_weights_in_half_precision_are_read_in_full(tmp_path):
 def test_a_safetensors_copy_is_read_in_place_of_the_pickle(tmp_path):
     case = "dictionary_learning/GatedAutoEncoder"
     folder = place(case, tmp_path)
-    save_file(load_file(FIXTURES / case / "pickled.safetensors"), folder / "ae.safetensors")
+    save_file(read(FIXTURES / case / "pickled.safetensors"), folder / "ae.safetensors")
     same_function(load_sae(folder), *expected(case))  # no trust asked for: the pickle beside it stays closed
     safe = tmp_path / "Llama-3.1-8B-Instruct-SAE-l19.safetensors"
-    save_file(load_file(FIXTURES / "goodfire" / "pickled.safetensors"), safe)
+    save_file(read(FIXTURES / "goodfire" / "pickled.safetensors"), safe)
     same_function(load_sae(safe), *expected("goodfire"))
 
 

@@ -51,8 +51,9 @@ class Origin:
         if path.suffix == ".npz":
             return _npz(path)
         with path.open("rb") as file:
-            head = file.read(4)
-        if path.suffix != ".safetensors" or head[:2] == b"PK" or head[:1] == b"\x80":
+            head = file.read(9)
+        # safetensors: the length of its header in 8 bytes, then the header, which is JSON
+        if path.suffix != ".safetensors" or (head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80")):
             return _pickle(path, trusted=self.trust_pickle)
         return read_tensors(path, "SAE")[0]
 
@@ -127,7 +128,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
@@ -143,7 +144,8 @@ def _pickle(path: Path, *, trusted: bool) -> dict[str, Tensor]:
             "If you trust whoever made it, pass trust_pickle=True (it is then opened for tensors only, weights_only)"
         )
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by name, torch would take a pickle called .safetensors for what it says it is
+            value = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

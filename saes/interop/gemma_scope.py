@@ -23,13 +23,14 @@ _SHAPES = {"W_enc": "d f", "W_dec": "f out", "b_enc": "f", "b_dec": "out", "thre
 
 def read(origin: Origin) -> SAE:
     """Read `params.npz`; transcoders are told by their path."""
-    if "embedding" in origin.name:
+    own = origin.name.replace(":", "/").split("/")[-4:]  # what lies above says nothing about the SAE
+    if "embedding" in own:
         raise InputError(
             f"{origin.name}: Gemma Scope's SAEs of the embedding are not supported, since it is not settled whether "
             "they read the embedding before or after Gemma's factor sqrt(d)"
         )
     metadata = _metadata(origin.name)
-    transcoder = "hook_name_out" in metadata
+    transcoder = "hook_name_out" in metadata or any("transcoder" in part for part in own)
     weights = fitting(origin.tensors(FILE), _SHAPES, f"{origin.folder / FILE}")
     if not transcoder and weights["W_enc"].shape[0] != weights["W_dec"].shape[1]:
         raise InputError(
@@ -48,7 +49,7 @@ def _metadata(name: str) -> dict[str, Any]:
         tuned = "-it" if model[2] == "it" else ""
         known["model_name"] = f"google/gemma-2-{model[1]}{tuned}"
     if not model or not layer:
-        return known | ({"hook_name_out": None} if "transcoder" in name else {})
+        return known
     block = f"blocks.{layer[1]}"
     sites = {
         "res": {"hook_name": f"{block}.hook_resid_post"},

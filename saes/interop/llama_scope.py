@@ -89,7 +89,7 @@ def read_llamascopium(origin: Origin) -> SAE:
 
 def _weights(tensors: dict[str, Tensor], where: str, d: int, f: int) -> dict[str, Tensor]:
     """The four tensors under SAELens's names, whichever of the two spellings the file has; without a bias, zeros."""
-    linear = "encoder.weight" in tensors
+    linear = any(name.startswith(("encoder.", "decoder.")) for name in tensors)
     names = _LINEAR if linear else _PLAIN
     bias = "decoder.bias" if linear else "b_D"
     shapes = {f"{name}?" if name == bias else name: letters for name, letters in names.items()}

@@ -46,10 +46,8 @@ def read(origin: Origin) -> SAE:
     weights = {"W_enc": raw["encoder.weight"].T, "b_enc": raw["encoder.bias"]} | {
         name: raw[name] for name in ("W_dec", "b_dec", "W_skip") if name in raw
     }
-    if bool(about.get("skip_connection")) != ("W_skip" in weights):
-        raise InputError(
-            f"{where}: skip_connection is {about.get('skip_connection')}, but {FILE} says otherwise (W_skip)"
-        )
+    if (said := bool(about.get("skip_connection"))) != ("W_skip" in weights):
+        raise InputError(f"{where}: skip_connection is {said}, but {FILE} {'lacks' if said else 'holds'} a W_skip")
     transcoder = bool(about.get("transcode"))
     if "W_skip" in weights and not transcoder:
         weights = fold_subtraction(weights, weights["b_dec"])
