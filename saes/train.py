@@ -17,6 +17,7 @@ import torch
 from interp.errors import InputError
 from interp.loop import NotFinite, claim
 from interp.progress import bar
+from interp.store import ActivationBatch
 from interp.trackers import Tracker
 from saes.fitting import Fitting, Rows, TrainedSites, is_finished, settings
 from saes.optimise import StepLog as StepLog
@@ -24,6 +25,9 @@ from saes.optimise import TrainState as TrainState
 from saes.optimise import step as step
 from saes.recipe import TrainConfig as TrainConfig
 from saes.sae import SAE
+
+_KEPT = "Checkpoints written before are whole."
+DIVERGED = f"though all activations are finite: training diverged. {_KEPT} Take a smaller lr and another folder"
 
 
 def fit(
@@ -65,18 +69,23 @@ def fit(
 
 def diagnosis(error: NotFinite, fitting: Fitting) -> str:
     """What made a metric non-finite: an activation, or the training itself."""
-    kept = "Checkpoints written before are whole."
     batches = fitting.batches(error.after)
     for number in range(error.after, error.until):
-        batch = next(batches)
-        finite = [x.isfinite().all(1) for x in fitting.sites.matrices(batch)]
-        bad = (~torch.stack(finite).all(0)).nonzero()[:, 0]
-        if len(bad):
-            row = int(bad[0])
-            return (
-                f"{error}: {len(bad)} activations of step {number + 1} hold NaN or infinite values, the first at "
-                f"document {int(batch.doc[row])}, position {int(batch.position[row])}. {kept} If `midlens store "
-                "verify` finds the store damaged, repeat its extraction and run this again; if it is whole, the model "
-                "produced them: extract in a wider dtype and train in another folder"
-            )
-    return f"{error}, though all activations are finite: training diverged. {kept} Take a smaller lr and another folder"
+        if found := damage(next(batches), number, fitting.sites):
+            return f"{error}: {found}"
+    return f"{error}, {DIVERGED}"
+
+
+def damage(batch: ActivationBatch, number: int, sites: TrainedSites) -> str | None:
+    """Which activations of batch `number` are not finite, and what to do about them; None if all are."""
+    finite = [x.isfinite().all(1) for x in sites.matrices(batch)]
+    bad = (~torch.stack(finite).all(0)).nonzero()[:, 0]
+    if not len(bad):
+        return None
+    row = int(bad[0])
+    return (
+        f"{len(bad)} activations of step {number + 1} hold NaN or infinite values, the first at "
+        f"document {int(batch.doc[row])}, position {int(batch.position[row])}. {_KEPT} If `midlens store "
+        "verify` finds the store damaged, repeat its extraction and run this again; if it is whole, the model "
+        "produced them: extract in a wider dtype and train in another folder"
+    )
