@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from saes.losses import row_norms
-from saes.optimise import TrainState
 from saes.recipe import BATCHED
 from saes.sae import SAE, fold_decoder_norm
+from saes.state import TrainState
 
 
 @torch.no_grad()

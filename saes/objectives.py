@@ -7,7 +7,7 @@ and jumprelu choose by value and carry a sparsity penalty. Sources: topk 2406.04
 2503.17547, jumprelu 2407.14435, gated 2404.16014, p-annealing 2408.00113 (arXiv).
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,7 @@ from saes.frame import Framed
 from saes.jump import jump, step
 from saes.losses import auxiliary, nested, norm_penalty, reconstruction, row_norms
 from saes.recipe import Training
-
-if TYPE_CHECKING:
-    from saes.optimise import TrainState
+from saes.state import TrainState
 
 
 class Outcome(NamedTuple):
@@ -40,7 +38,7 @@ class Outcome(NamedTuple):
     """Activations of the entries."""
 
 
-def objective(state: "TrainState", batch: Framed) -> Outcome:
+def objective(state: TrainState, batch: Framed) -> Outcome:
     """The objective of the state's architecture on a scaled batch."""
     match state.config.architecture:
         case "topk" | "batchtopk" | "matryoshka_batchtopk":
@@ -55,7 +53,7 @@ def objective(state: "TrainState", batch: Framed) -> Outcome:
             raise ValueError(f"architecture is one of {listed(Training)}, got {other!r}")
 
 
-def _selecting(state: "TrainState", batch: Framed) -> Outcome:
+def _selecting(state: TrainState, batch: Framed) -> Outcome:
     """Features by rank: k per token, or n k in the batch; one dictionary or nested ones."""
     config, sae = state.config, state.sae
     x = sae.centred(batch.x)
@@ -82,7 +80,7 @@ def _selecting(state: "TrainState", batch: Framed) -> Outcome:
 
 
 @torch.no_grad()
-def _follow_threshold(state: "TrainState", acts: Tensor, idx: Tensor, weight: Tensor | None) -> None:
+def _follow_threshold(state: TrainState, acts: Tensor, idx: Tensor, weight: Tensor | None) -> None:
     """The running mean of the smallest positive score chosen: what divides active from inactive after training."""
     scores = acts if weight is None else acts * weight.index_select(0, idx)
     lowest = torch.where(scores > 0, scores, torch.inf).amin().double()
@@ -92,7 +90,7 @@ def _follow_threshold(state: "TrainState", acts: Tensor, idx: Tensor, weight: Te
     state.memory["threshold"] = torch.where(lowest.isfinite(), followed, old)
 
 
-def _standard(state: "TrainState", batch: Framed) -> Outcome:
+def _standard(state: TrainState, batch: Framed) -> Outcome:
     """ReLU with a norm penalty, whose exponent may fall during the run."""
     config, sae = state.config, state.sae
     entries = entries_above(sae, batch.x, torch.zeros_like(sae.b_enc), dense=state.dense, compute=state.compute)
@@ -107,7 +105,7 @@ def _standard(state: "TrainState", batch: Framed) -> Outcome:
 
 @torch.no_grad()
 def _annealed_factor(
-    state: "TrainState", terms: tuple[Entries, Tensor, Tensor, Tensor, float], p: float, following: float
+    state: TrainState, terms: tuple[Entries, Tensor, Tensor, Tensor, float], p: float, following: float
 ) -> Tensor:
     """What keeps the penalty's value where it was when its exponent changes, from the last steps' means.
 
@@ -125,7 +123,7 @@ def _annealed_factor(
     return memory["p_factor"].to(terms[1].dtype)
 
 
-def _gated(state: "TrainState", batch: Framed) -> Outcome:
+def _gated(state: TrainState, batch: Framed) -> Outcome:
     """A gate and a magnitude with shared directions; the gate learns from a reconstruction of its own."""
     sae, variance = state.sae, state.frame.variance
     entries = entries_above(sae, batch.x, torch.zeros_like(sae.b_enc), dense=state.dense, compute=state.compute)
@@ -140,7 +138,7 @@ def _gated(state: "TrainState", batch: Framed) -> Outcome:
     return outcome._replace(loss=outcome.loss + by_gate)
 
 
-def _jumprelu(state: "TrainState", batch: Framed) -> Outcome:
+def _jumprelu(state: TrainState, batch: Framed) -> Outcome:
     """Learnt thresholds, through straight-through estimators."""
     config, sae = state.config, state.sae
     threshold = state.log_threshold.exp()
@@ -167,7 +165,7 @@ def _jumprelu(state: "TrainState", batch: Framed) -> Outcome:
     return outcome
 
 
-def _pre_act(state: "TrainState", batch: Framed, threshold: Tensor, norms: Tensor) -> Tensor:
+def _pre_act(state: TrainState, batch: Framed, threshold: Tensor, norms: Tensor) -> Tensor:
     """How far dead features stay below their thresholds, in units of the activations' spread."""
     sae, dead = state.sae, state.dead
     z = torch.addmm(sae.b_enc[dead], sae.centred(batch.x), sae.encoder[dead].T)
@@ -175,7 +173,7 @@ def _pre_act(state: "TrainState", batch: Framed, threshold: Tensor, norms: Tenso
     return (short.sum(1) * batch.kept).sum() / (batch.kept.sum().clamp(min=1) * state.frame.variance**0.5)
 
 
-def _penalised(state: "TrainState", batch: Framed, entries: Entries, values: Tensor, penalty: Tensor) -> Outcome:
+def _penalised(state: TrainState, batch: Framed, entries: Entries, values: Tensor, penalty: Tensor) -> Outcome:
     """Reconstruction plus penalty, for architectures that choose by value."""
     sae, config = state.sae, state.config
     error = (_target(state, batch) - entries.decode(values, sae.W_dec)) * batch.kept[:, None]
@@ -185,7 +183,7 @@ def _penalised(state: "TrainState", batch: Framed, entries: Entries, values: Ten
     return _with_aux(state, Outcome(loss, whole, none, penalty, entries, values), sae.centred(batch.x), error)
 
 
-def _target(state: "TrainState", batch: Framed, *, frozen: bool = False) -> Tensor:
+def _target(state: TrainState, batch: Framed, *, frozen: bool = False) -> Tensor:
     """What the features have to write: the activations without bias and skip connection."""
     sae = state.sae
     bias, skip = sae.b_dec, sae.W_skip if sae.config.skip else None
@@ -194,7 +192,7 @@ def _target(state: "TrainState", batch: Framed, *, frozen: bool = False) -> Tens
     return batch.y - bias if skip is None else batch.y - bias - batch.x.to(skip.dtype) @ skip.T
 
 
-def _with_aux(state: "TrainState", outcome: Outcome, centred: Tensor, error: Tensor) -> Outcome:
+def _with_aux(state: TrainState, outcome: Outcome, centred: Tensor, error: Tensor) -> Outcome:
     """With the auxiliary loss, where there are dead features to revive."""
     config, sae = state.config, state.sae
     assert config.aux_weight is not None and config.k_aux is not None

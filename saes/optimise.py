@@ -6,19 +6,16 @@ in the topk family nothing waits for the device. Features that have not fired fo
 `refresh`, at logging steps, which also decides whether the next steps treat activations as sparse or dense.
 """
 
-from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from saes.frame import Frame
 from saes.init import quantiles
 from saes.objectives import objective
-from saes.recipe import PENALISED, TrainConfig
-from saes.sae import SAE
+from saes.recipe import PENALISED
+from saes.state import TrainState as TrainState
 
 DENSE = 1 / 16  # of the features active: beyond, dense products are faster than gathering rows
 _CHUNK = 2**24  # elements of a temporary
@@ -37,118 +34,6 @@ class StepLog(NamedTuple):
     """Active features per token."""
     massive: Float[Tensor, ""]
     """Rows left out for their norm."""
-
-
-@dataclass
-class TrainState:
-    """Everything a run carries from step to step; `sae` works on scaled activations."""
-
-    sae: SAE
-    config: TrainConfig
-    """The recipe; its open defaults are put in here."""
-    frame: Frame
-    steps: int
-    step: int = 0
-    parameters: dict[str, nn.Parameter] = field(init=False)
-    adam: torch.optim.Adam = field(init=False)
-    silent: Tensor = field(init=False)
-    """Per feature, tokens since it last fired."""
-    dead: Tensor = field(init=False)
-    """The features the auxiliary loss trains until the next `refresh`."""
-    seen: Tensor = field(init=False)
-    """Rows trained on so far."""
-    massive: Tensor = field(init=False)
-    """Rows left out so far for their norm."""
-    l0: Tensor = field(init=False)
-    """Active features per token in the last step."""
-    memory: dict[str, Tensor] = field(init=False)
-    """What one architecture alone carries: the running threshold, the annealed penalty's factor."""
-
-    def __post_init__(self) -> None:
-        sae, device = self.sae, self.sae.b_dec.device
-        self.config = config = self.config.filled(sae.config)
-        self.parameters = dict(sae.named_parameters())
-        if config.architecture == "jumprelu":
-            start = torch.full_like(sae.b_enc, self.length(config.threshold)).log()
-            self.parameters["log_threshold"] = nn.Parameter(start)
-        self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=config.betas, eps=6.25e-10, fused=True)
-        self.silent = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)
-        self.dead = torch.zeros(0, dtype=torch.int64, device=device)
-        self.seen, self.massive = torch.zeros(2, dtype=torch.int64, device=device)
-        self.l0 = torch.tensor(float(sae.config.d_sae), device=device)
-        self.dense = config.architecture in PENALISED
-        self.memory = {name: tensor.to(device) for name, tensor in _memory(config).items()}
-
-    @property
-    def log_threshold(self) -> nn.Parameter:
-        """Of a jumprelu run, `f`."""
-        return self.parameters["log_threshold"]
-
-    @property
-    def compute(self) -> torch.dtype | None:
-        """Precision of the dense product, None for that of the weights."""
-        return torch.bfloat16 if self.config.compute == "bfloat16" else None
-
-    @property
-    def level_ends(self) -> list[int]:
-        """Of a matryoshka run: the number of features of each nested dictionary."""
-        assert self.config.groups is not None
-        f = self.sae.config.d_sae
-        return [*(max(1, round(f * part)) for part in list(accumulate(self.config.groups))[:-1]), f]
-
-    def length(self, stated: float | None) -> float:
-        """A length stated for mean norm sqrt(d), in the units of this run."""
-        assert stated is not None
-        return stated * self.frame.unit
-
-    def begin_at(self, level: Float[Tensor, " f"]) -> None:
-        """Let each feature fire above this pre-activation: through its bias or, of a jumprelu run, its threshold."""
-        with torch.no_grad():
-            if self.config.architecture == "jumprelu":
-                self.log_threshold.copy_(level.clamp(min=self.length(self.config.threshold)).log())
-            else:
-                self.sae.b_enc.sub_(level)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        return self.config.rate(step, self.steps, self.sae.config.d_sae)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that changes from step to step."""
-        held = {name: getattr(self, name) for name in _HELD}
-        held |= {"step": torch.tensor(self.step), "dense": torch.tensor(self.dense)}
-        held |= {f"memory.{name}": tensor for name, tensor in self.memory.items()}
-        for name, parameter in self.parameters.items():
-            held[f"sae.{name}"] = parameter
-            held |= {f"adam.{name}.{key}": moment for key, moment in self.adam.state[parameter].items()}
-        return held
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
-        device = self.sae.b_dec.device
-        held = {name: tensor.to(device) for name, tensor in tensors.items()}
-        for name in _HELD:
-            setattr(self, name, held[name])
-        self.step, self.dense = int(held["step"]), bool(held["dense"])
-        self.memory = {name: held[f"memory.{name}"] for name in self.memory}
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(held[f"sae.{name}"])
-                prefix = f"adam.{name}."
-                moments = {key.removeprefix(prefix): t for key, t in held.items() if key.startswith(prefix)}
-                self.adam.state[parameter] = moments
-
-
-_HELD = ("silent", "dead", "seen", "massive", "l0")
-
-
-def _memory(config: TrainConfig) -> dict[str, Tensor]:
-    if config.threshold_momentum is not None:
-        return {"threshold": torch.tensor(-1.0, dtype=torch.float64)}
-    if config.p_end not in (None, 1):
-        one = torch.ones((), dtype=torch.float64)
-        return {"p": one, "p_factor": one.clone(), "p_recent": torch.zeros(10, 2, dtype=torch.float64)}
-    return {}
 
 
 def begin(state: TrainState, sample: Float[Tensor, "n d"], written: Float[Tensor, "n out"] | None = None) -> TrainState:
