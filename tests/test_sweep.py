@@ -107,11 +107,12 @@ def test_a_stream_runs_the_model_once_however_many_members(tmp_path):
         sizes = {"token_budget": 160, "buffer_bytes": 2**15}
         return model, ActivationStream(model, tokens, ["resid_post.1"], dtype="float32", **sizes)
 
-    one, stream = streamed()
-    fit(stream, configs[1], tmp_path / "alone", site="resid_post.1")
-    three, stream = streamed()
+    model, stream = streamed()
     sweep(stream, configs, tmp_path / "three", site="resid_post.1", show=False)
-    assert three.passes == one.passes > 10
+    read, again = streamed()
+    batches = [batch for epoch in (0, 1) for batch in again.batches(["resid_post.1"], 100, seed=0, epoch=epoch)]
+    assert len(batches) == 24 and model.passes == read.passes > 10  # no pass for the sample that each starts from
+    fit(streamed()[1], configs[1], tmp_path / "alone", site="resid_post.1")
     assert_equal_folders(tmp_path / "three" / "topk-w12-k2-lr1.0e-03-s0", tmp_path / "alone")
 
 
