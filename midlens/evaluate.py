@@ -8,7 +8,7 @@ from midlens.console import say
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate an SAE: explained variance, L0, dead features, and the model's loss with the SAE spliced in."""
+    """Evaluate an SAE: explained variance, L0, dead features, the model's loss with the SAE spliced in, and more."""
 
     sae: Path
     """The SAE's folder (`cfg.json`, `sae_weights.safetensors`)."""
@@ -20,37 +20,64 @@ class Evaluate:
     """A preset, a hub id, a local folder or a GGUF file; by default the model named in the store."""
     site: str | None = None
     """By default the site the SAE was trained on."""
+    site_out: str | None = None
+    """The site a transcoder writes; by default the one it was trained on."""
     out: Path | None = None
     """Write the figures to this file, as JSON."""
     loss_tokens: int = 8_000
     """Predicted tokens behind CE and KL; each costs three runs of the whole model."""
+    probing: tuple[str, ...] = ()
+    """k-sparse probing: language, person, sentiment, tense, topic, all of these, package (which package a docstring is
+    from), or .jsonl files of {"text", "label"} and optionally "group"."""
+    absorption: bool = False
+    """Feature absorption on the first-letter task."""
+    words_per_letter: int = 100
+    """Words of each letter in the absorption task."""
+    geometry: bool = False
+    """How the dictionary's directions lie to one another."""
+    against: Path | None = None
+    """Another SAE of the same site: features matched one to one, and splits of the narrower in the wider."""
+    force: bool = False
+    """Evaluate an SAE that was made for another model or site all the same."""
     device: str | None = None
     """Where model and SAE run: cpu, cuda, ...; by default a GPU where there is one."""
     seed: int = 0
-    """Chooses the text behind CE and KL."""
+    """Chooses the text behind CE and KL, the words, and the split into training and test texts."""
 
     def run(self) -> int:
         """Evaluate and print the figures."""
+        import dataclasses
+
         from interp.model import HookedModel
         from interp.store import ActivationStore
         from interp.tokenfile import TokenFile
         from saes.evaluate import evaluate, names_of
         from saes.sae import SAE
+        from saes.suite import SuiteConfig, as_text, run_suite
 
         sae, store, tokens = SAE.load(self.sae), ActivationStore.open(self.store), TokenFile.open(self.tokens)
-        name, site = names_of(sae, store, model=self.model, site=self.site)
+        name, sites = names_of(sae, store, model=self.model, site=self.site)
+        site = sites[0] if len(sites) == 1 else sites
         model = HookedModel.load(name, device=self.device)
+        sae = sae.to(model.device)
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(SuiteConfig)}
+        parts = run_suite(sae, model, SuiteConfig(**options), site, force=self.force, show=None)
         found = evaluate(
-            sae.to(model.device),
+            sae,
             store,
             site,
             model=model,
             tokens=tokens,
+            site_out=self.site_out,
             max_ce_tokens=self.loss_tokens,
             seed=self.seed,
+            force=self.force,
             show=None,
         )
+        found = dataclasses.replace(found, parts=dict(found.parts) | parts)
         say(found.text())
+        if parts:
+            say(as_text(parts))
         if self.out is not None:
             say(str(found.save(self.out)))
         return 0

@@ -1,6 +1,7 @@
 """Evaluation against planted answers: reconstruction, splicing, loss recovered, and the record on disk."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from interp.batching import batches
 from interp.errors import InputError
 from interp.model import HookedModel, Where
 from interp.sites import Site
+from midlens.__main__ import main
 from midlens.evaluate import Evaluate
 from saes.belongs import check_belongs, limits_of
 from saes.evaluate import Evaluation, _content, evaluate, measure_loss, measure_rows, names_of, row_norms, threshold_of
@@ -529,3 +531,33 @@ def test_limits_of_several_sites_are_told_apart():
     wrong = planted.orthonormal_sae(D, 8, 2, hook_name=SITE, massive_norm_threshold=[3.0, 4.0])
     with pytest.raises(InputError, match=r"massive_norm_threshold is \[3\.0, 4\.0\], expected a number for each of"):
         limits_of(wrong, [a])
+
+
+def test_the_command_runs_everything_into_one_file(tmp_path, monkeypatch, capsys):
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    _text_and_rows(tmp_path, model)
+    planted.orthonormal_sae(48, 24, 8, hook_name=SITE).save(tmp_path / "sae")
+    planted.orthonormal_sae(48, 32, 8, hook_name=SITE).save(tmp_path / "other")
+    rows = [{"text": f"w5 w{3 + i} w{(40 if i % 2 else 60) + i} w7", "label": "ab"[i % 2]} for i in range(20)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(HookedModel, "load", lambda name, **options: model)
+    common = ["evaluate", "--sae", str(tmp_path / "sae"), "--store", str(tmp_path / "store")]
+    common += ["--tokens", str(tmp_path / "tokens"), "--out", str(tmp_path / "e.json")]
+    more = ["--probing", str(tmp_path / "mine.jsonl"), "--geometry", "--against", str(tmp_path / "other")]
+    assert main([*common, *more]) == 0
+    shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:-1])
+    found = Evaluation.load(tmp_path / "e.json")
+    assert set(found.parts) == {"probing", "geometry", "against"}
+    # 24 of the other's 32 orthonormal directions are this SAE's own
+    assert found.parts["against"]["matching"]["share_over_09"] == 1
+    assert found.parts["against"]["splitting"]["one_child"] == 1 and found.parts["geometry"]["decoder"]["most"] < 1e-5
+    assert float(shown["probing.mine.dense"]) == pytest.approx(found.parts["probing"]["mine"]["mean_accuracy"]["dense"])
+    assert shown["explained_variance"] and shown["against.splitting.wide"] == "32"
+    assert main([*common, "--probing", "colours"]) == 2
+    assert "'colours' is no probing task: expected language" in capsys.readouterr().err
+    assert main([*common, "--absorption"]) == 2
+    assert "no token of a blank and 3 or more lower-case letters" in capsys.readouterr().err
+    planted.orthonormal_sae(48, 24, 8, hook_name="blocks.0.hook_resid_post").save(tmp_path / "sae")
+    assert main([*common, "--site", "resid_post.1"]) == 2
+    assert "insist (force=True, --force)" in capsys.readouterr().err
+    assert main([*common, "--site", "resid_post.1", "--force"]) == 0
