@@ -183,7 +183,7 @@ def checked(weights: dict[str, Tensor], config: SAEConfig, source: str, *, finit
         raise InputError(f"{source} holds {found}, but {CFG} calls for {expected}; the two do not belong together")
     if not finite:
         return weights
-    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+    if bad := [name for name, tensor in weights.items() if not all_finite(tensor)]:
         raise InputError(f"{source}: {', '.join(bad)} holds NaN or infinite values; the SAE is unusable")
     if config.architecture == "jumprelu" and bool((negative := weights["threshold"] < 0).any()):
         raise InputError(
@@ -191,3 +191,8 @@ def checked(weights: dict[str, Tensor], config: SAEConfig, source: str, *, finit
             "at least 0 (a log_threshold must be exponentiated first)"
         )
     return weights
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, by the sum: one pass and no mask, and neither of them gets lost in it."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())  # the sum of finite values may overflow

@@ -1,6 +1,7 @@
 """Hub names and presets: what is asked of the hub and where the SAE is looked for; only the download is replaced."""
 
 import fnmatch
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -88,8 +89,9 @@ def test_presets_agree_with_those_of_the_models_and_with_sae_lens_registry():
         model = PRESETS[preset.model]
         assert preset.source.replace(":", "/") in model.saes
         assert (preset.site, preset.chat) == (model.site, model.chat)
-    yaml = Path(pytest.importorskip("yaml").__file__)  # sae_lens is not imported: it warns
-    registry = (yaml.parents[1] / "sae_lens" / "pretrained_saes.yaml").read_text()
+    spec = importlib.util.find_spec("sae_lens")  # not imported: it warns
+    assert spec and spec.origin
+    registry = (Path(spec.origin).parent / "pretrained_saes.yaml").read_text()
     assert re.search(r"path: Llama3_1-8B-Base-L15R-32x\n", registry)
     assert "repo_id: fnlp/Llama3_1-8B-Base-LXR-32x\n" in registry
     assert "path: layer_20/width_131k/average_l0_81\n" in registry and "google/gemma-scope-9b-it-res\n" in registry

@@ -18,7 +18,7 @@ from interp.errors import InputError
 from interp.sealing import read_json
 from interp.tensorfile import read_tensors
 from saes.config import Architecture, SAEConfig
-from saes.sae import SAE, checked
+from saes.sae import SAE, all_finite, checked
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def fitting(
                 f"{f' with {told}' if told else ''}; files of different SAEs may have been mixed"
             )
         known |= dict(zip(letters, found, strict=True))
-        if not tensors[name].isfinite().all():
+        if not all_finite(tensors[name]):
             raise InputError(f"{where}: {name} holds NaN or infinite values; the SAE is unusable")
     return {name: tensor.float() for name, tensor in tensors.items()}
 

@@ -14,9 +14,12 @@ z w, so its codes are multiplied by w and its rows divided by it.
 | Llama Scope | `hyperparams.json`, `checkpoints/final.safetensors` | theta s_out (theta s_in without w) |
 | Llamascopium | `config.json`, `sae_weights.safetensors` | exp(log_jumprelu_threshold) |
 
-Llama Scope's one threshold theta belongs to the form its authors use: scales folded and rows of norm one, where codes
-are z w / s_out. Their rows have other norms as published; SAELens's loader compares z with theta s, without w. Where
-rows are units the two agree.
+Llama Scope's one threshold theta belongs to the form in which its authors run the SAEs: scales folded and rows made
+units, where codes are z w / s_out. (So theta s_out is about 2 in every layer, of transcoders too, while theta goes with
+the norms: 0.20 x 10.1 in L8R-8x, 0.33 x 5.9 in L15R-32x, 0.75 x 2.2 in L24R-32x, 0.10 x 18.9 in L8TC-8x.) Published
+rows need not be units: a mean norm of 1.54 is reported for L15R-8x in
+https://github.com/OpenMOSS/Llamascopium/issues/128. SAELens's loader compares z with theta s, without w; for unit rows
+that is the same.
 """
 
 import math
@@ -94,8 +97,9 @@ def _weights(tensors: dict[str, Tensor], where: str, d: int, f: int) -> dict[str
     bias = "decoder.bias" if linear else "b_D"
     shapes = {f"{name}?" if name == bias else name: letters for name, letters in names.items()}
     raw = fitting(tensors, shapes, where, d=d, f=f)
-    W_enc, b_enc, W_dec = (raw[name] for name in list(names)[:3])
-    W_enc, W_dec = (W_enc.T, W_dec.T) if linear else (W_enc, W_dec)
+    W_enc, b_enc, W_dec = (raw.pop(name) for name in list(names)[:3])
+    if linear:
+        W_enc, W_dec = W_enc.T, W_dec.T.contiguous()  # the norms of a transposed view take longer than a copy
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": raw.get(bias, torch.zeros(W_dec.shape[1]))}
 
 

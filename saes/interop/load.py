@@ -15,8 +15,15 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from interp.errors import InputError
-from saes.interop import dictionary_learning, gemma_scope, gemma_scope_2, goodfire, llama_scope, saelens, sparsify
+from saes.interop.dictionary_learning import read as read_dictionary_learning
 from saes.interop.files import Origin
+from saes.interop.gemma_scope import read as read_gemma_scope
+from saes.interop.gemma_scope_2 import read as read_gemma_scope_2
+from saes.interop.goodfire import found as goodfire_found
+from saes.interop.goodfire import read as read_goodfire
+from saes.interop.llama_scope import read_llama_scope, read_llamascopium
+from saes.interop.saelens import read as read_saelens
+from saes.interop.sparsify import read as read_sparsify
 from saes.presets import SAE_PRESETS
 from saes.sae import SAE
 
@@ -39,16 +46,16 @@ class _Reader(NamedTuple):
 
 
 _READERS: dict[str, _Reader] = {
-    "saelens": _Reader(saelens.read, (("cfg.json", "sae_weights.safetensors"),)),
-    "sparsify": _Reader(sparsify.read, (("cfg.json", "sae.safetensors"),)),
-    "gemma_scope": _Reader(gemma_scope.read, ((gemma_scope.FILE,),)),
-    "gemma_scope_2": _Reader(gemma_scope_2.read, ((gemma_scope_2.FILE,),)),
-    "llama_scope": _Reader(llama_scope.read_llama_scope, ((llama_scope.HYPERPARAMS, llama_scope.FINAL),)),
-    "llamascopium": _Reader(llama_scope.read_llamascopium, ((llama_scope.CONFIG, llama_scope.WEIGHTS),)),
+    "saelens": _Reader(read_saelens, (("cfg.json", "sae_weights.safetensors"),)),
+    "sparsify": _Reader(read_sparsify, (("cfg.json", "sae.safetensors"),)),
+    "gemma_scope": _Reader(read_gemma_scope, (("params.npz",),)),
+    "gemma_scope_2": _Reader(read_gemma_scope_2, (("params.safetensors",),)),
+    "llama_scope": _Reader(read_llama_scope, (("hyperparams.json", "checkpoints/final.safetensors"),)),
+    "llamascopium": _Reader(read_llamascopium, (("config.json", "sae_weights.safetensors"),)),
     "dictionary_learning": _Reader(
-        dictionary_learning.read, (("config.json", "ae.safetensors"), ("config.json", "ae.pt"))
+        read_dictionary_learning, (("config.json", "ae.safetensors"), ("config.json", "ae.pt"))
     ),
-    "goodfire": _Reader(goodfire.read, ()),
+    "goodfire": _Reader(read_goodfire, ()),
 }
 _PICKLES = (".pt", ".pth")
 _SUFFIXES = (".npz", ".safetensors", *_PICKLES)
@@ -134,7 +141,7 @@ def _layout_of(origin: Origin) -> Layout:
                 return layout
     if origin.file and origin.file.endswith((*_PICKLES, ".safetensors")):
         return "goodfire"
-    if origin.folder.is_dir() and origin.file is None and len(goodfire.found(origin)) == 1:
+    if origin.folder.is_dir() and origin.file is None and len(goodfire_found(origin)) == 1:
         return "goodfire"
     known = "; ".join(f"{name}: {' + '.join(reader.files[0])}" for name, reader in _READERS.items() if reader.files)
     pickles = "" if origin.trust_pickle else " (pickles are fetched only with trust_pickle=True)"
