@@ -214,6 +214,8 @@ def main() -> int:
         failed += wrong
         note = "  <- differs" if wrong else ("" if must else "  (for information)")
         print(f"{figure:34} {theirs:14.6g} {ours:14.6g} {apart if math.isfinite(apart) else -1:10.1e}{note}")
+    facts = environment(("torch", "sae-lens", "transformers"))
+    del facts["arguments"]  # the path of somebody's interpreter
     named = [{"figure": f, "sae_bench": t, "midlens": o, "must_agree": m} for f, t, o, m in rows]
     options.out.write_text(
         json.dumps(
@@ -221,7 +223,7 @@ def main() -> int:
                 "rows": named,
                 "tolerance": TOLERANCE,
                 "rival": versions,
-                "environment": environment(("torch", "sae-lens", "transformers")),
+                "environment": facts,
             },
             indent=1,
         )

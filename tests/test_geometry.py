@@ -99,5 +99,5 @@ def test_bad_input():
         nearest(torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(InputError, match="two rows or more to compare with one another, got 1"):
         nearest(torch.ones(1, 3))
-    with pytest.raises(InputError, match="threshold=0.0: expected a cosine above 0"):
+    with pytest.raises(InputError, match=r"threshold=0\.0: expected a cosine above 0"):
         splitting(torch.ones(2, 3), torch.ones(2, 3), threshold=0.0)
