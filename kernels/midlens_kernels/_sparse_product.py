@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from midlens_kernels._bags import feature_rows_gradient, rows_of, weighted_bags
 
@@ -41,7 +42,8 @@ class _Entries(torch.autograd.Function):
         return pre.view_as(pre)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, W_enc, idx, offsets = ctx.saved_tensors
         (g,) = gradients
         f = W_enc.shape[1]

@@ -91,6 +91,30 @@ def test_only_the_gradients_asked_for():
     assert not topk_decode_cpu(acts, idx, offsets, W).requires_grad
 
 
+def test_tensors_that_are_not_contiguous():
+    case = codes([3, 0, 5], f=7, d=6)
+    strided = [torch.stack([t, t], -1)[..., 0] for t in case]
+    assert not any(t.is_contiguous() for t in strided)
+    ours = run(lambda a, i, o, w: topk_decode(a, i, w, offsets=o), *strided)
+    for a, b in zip(ours, run(topk_decode_reference, *case), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_token_that_owns_almost_everything():
+    case = codes([0, 900, 0, 1, 0], f=5, d=4)
+    ours = run(lambda a, i, o, w: topk_decode(a, i, w, offsets=o), *case)
+    for a, b in zip(ours, run(topk_decode_reference, *case), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_second_derivative_is_refused():
+    acts, idx, offsets, W, _ = codes([2, 3], f=4, d=3)
+    y = topk_decode(acts.requires_grad_(), idx, W.requires_grad_(), offsets=offsets)
+    for g in torch.autograd.grad(y.square().sum(), (W, acts), create_graph=True):
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            g.sum().backward()
+
+
 def test_an_explicit_request_is_honoured_or_refused_and_auto_falls_back():
     acts, idx, W = torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64), torch.ones(4, 5)
     with use_backend("reference"):

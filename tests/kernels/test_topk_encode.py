@@ -169,6 +169,22 @@ def test_weights_of_either_orientation_and_only_some_gradients():
     torch.testing.assert_close(g_x, truth[1])
 
 
+def test_tensors_that_are_not_contiguous():
+    case = inputs(6, 72, 4, 0.0)
+    strided = [torch.stack([t, t], -1)[..., 0] for t in case]
+    assert not any(t.is_contiguous() for t in strided)
+    for a, t in zip(run(topk_encode, *strided, 3), run(topk_encode_reference, *case, 3), strict=True):
+        torch.testing.assert_close(a, t)
+
+
+def test_a_second_derivative_is_refused():
+    x, W, b, _ = inputs(3, 6, 4, 0.0)
+    acts, _ = topk_encode(x.requires_grad_(), W.requires_grad_(), b, 2)
+    (g,) = torch.autograd.grad(acts.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
 def test_nothing_dense_is_kept_for_the_backward_pass():
     x, W, b, _ = inputs(50, 400, 3, 0.0)
     kept: list[Tensor] = []

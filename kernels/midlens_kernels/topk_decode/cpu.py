@@ -1,8 +1,7 @@
 """Production `topk_decode` in plain PyTorch: embedding bags forward, a reverse index for the weight gradient.
 
 The forward pass and the gradient of `acts` are PyTorch's own embedding bag over a detached `W_dec`; only the gradient
-of `W_dec`, for which PyTorch would scatter an `m d` temporary, is ours: the bags of the reversed index over the rows of
-the incoming gradient.
+of `W_dec` is ours: the bags of the reversed index over the rows of the incoming gradient.
 """
 
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from midlens_kernels._bags import feature_rows_gradient, rows_of, weighted_bags
 
@@ -24,7 +24,8 @@ class _DecoderGradient(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (g_y,) = gradients
         acts, idx, offsets = ctx.saved_tensors
         g_W = feature_rows_gradient(g_y, rows_of(offsets, len(idx)), idx, acts, ctx.n_features)
