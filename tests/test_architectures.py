@@ -5,7 +5,6 @@ scales, conventions of the input norm, the finished SAE, files, resume, precisio
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.errors import InputError
-from interp.sites import Site
-from interp.store import ActivationBatch
 from saes.finish import finished
 from saes.frame import Frame, Framed, measure
 from saes.objectives import objective
@@ -43,6 +40,7 @@ from tests.sae_cases import (
     setting_of,
     training,
 )
+from tests.sae_rows import Sites
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
 FORMS = [(name, form) for name in ARCHITECTURES for form in (["rank"] if name in SELECTING else ["sparse", "dense"])]
@@ -369,28 +367,6 @@ def test_unit_ms_and_sqrt_d_are_one_loss_in_two_units(name, kind):
         torch.testing.assert_close(gradient, other, **EXACT, msg=lambda m, parameter=parameter: f"{parameter}: {m}")
 
 
-class Sites:
-    """Rows of several sites, each with activations of its own, as training reads them."""
-
-    def __init__(self, **acts: Tensor) -> None:
-        self.acts = {Site.parse(f"{name}.3"): x for name, x in acts.items()}
-        self.manifest: dict[str, Any] = {"shards": [[str(site), len(x)] for site, x in self.acts.items()]}
-        self.stops_after: int | None = None
-
-    def __len__(self) -> int:
-        return len(next(iter(self.acts.values())))
-
-    def batches(self, sites: Any, size: int, *, seed: int, first: int = 0, epoch: int = 0) -> Iterator[ActivationBatch]:
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        for start in range(first * size, len(self), size):
-            if self.stops_after == 0:
-                raise KeyboardInterrupt
-            self.stops_after = None if self.stops_after is None else self.stops_after - 1
-            rows = order[start : start + size]
-            keys = rows.to(torch.int32)
-            yield ActivationBatch({s: self.acts[s][rows] for s in map(Site.parse, sites)}, keys, keys // 10, keys % 10)
-
-
 ONE, TWO = "resid_post.3", "mlp_out.3"
 PLACES = {
     "sae": {"site": ONE},
@@ -403,7 +379,7 @@ PLACES = {
 def rows_of_two_sites(n: int = 400, c: float = 1.0, c_two: float = 1.0) -> Sites:
     x, _ = sparse_mixture(n, d=12, f=20)
     y = x @ torch.randn(12, 10, generator=torch.Generator().manual_seed(8)) + 0.3 * x[:, :10].relu()
-    return Sites(resid_post=c * x, mlp_out=c_two * y)
+    return Sites({ONE: c * x, TWO: c_two * y})
 
 
 def recipe(name: str, kind: str, **over: Any) -> TrainConfig:
