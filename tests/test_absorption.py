@@ -53,7 +53,7 @@ def _planted(absorbed: dict[str, int], *, split: str = "", lengths: float = 1.0)
     return _sae(rows / lengths, dec, k=len(rows)), x, letters, np.array(silenced, int)
 
 
-@pytest.mark.parametrize("lengths", [1.0, 0.17])
+@pytest.mark.parametrize("lengths", [1.0, 0.17, 6.0])
 @pytest.mark.parametrize("count", [0, 5, 9])
 def test_a_planted_share_of_absorbed_words_is_the_score(count, lengths):
     """Whatever the norms of the decoder rows: a folded scale must not change who absorbs whom."""
