@@ -249,7 +249,7 @@ def write_page(summary: Summary) -> Path:
     plots: list[Part] = [
         Figure(pareto(summary, y), titles[y], caption.format(rows, n, len(summary.records))) for y, n in shown
     ]
-    head, *lines = summary.table()
+    head, *lines = ([cell.replace("–", "−") for cell in line] for line in summary.table())  # which counts as a number
     parts: list[Part] = [Row(plots, least=520)] if plots else [Note("No SAE is finished yet.")]
     errors = [Note(f"{name}: {record['error']}") for name, record in summary.records.items() if record["error"]]
     sections = [Section("Pareto", parts, lead=where), Section("SAEs", [Table(head, lines), *errors], lead=where)]

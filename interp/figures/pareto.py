@@ -34,19 +34,26 @@ def pareto_plot(
     """
     if not points or not all(math.isfinite(p["x"]) and math.isfinite(p["y"]) and p["x"] > 0 for p in points):
         raise InputError("a Pareto plot needs points, with x positive and x and y finite")
-    figure = blank(xaxis_title=x_title, yaxis_title=y_title, height=430, showlegend=True)
+    colours = list(dict.fromkeys(p["colour"] for p in points))
+    dashes = sorted({p["dash"] for p in points})
+    kinds = sorted({(colours.index(p["colour"]), dashes.index(p["dash"]), p["series"]) for p in points})
+    height = 360 + 11 * len(kinds)  # the legend takes a line for two or three series
+    figure = blank(xaxis_title=x_title, yaxis_title=y_title, height=height, showlegend=True)
     logs = [math.log10(p["x"]) for p in points]
     front = pareto_front([p["x"] for p in points], [p["y"] for p in points], lower=lower)
     on_front = {"x": [logs[i] for i in front], "y": [points[i]["y"] for i in front]}
     line = {"color": GREY, "width": 1.2, "dash": "dash", "shape": "hv"}
     rings = {"size": 17, "color": "rgba(0,0,0,0)", "line": {"color": GREY, "width": 1.6}}
     figure.add_scatter(**on_front, mode="lines+markers", line=line, marker=rings, name="Pareto front", hoverinfo="skip")
-    colours, dashes = (sorted({p[key] for p in points}) for key in ("colour", "dash"))
-    for series in sorted({(p["colour"], p["dash"], p["series"]) for p in points}):
-        own = [i for i, p in enumerate(points) if (p["colour"], p["dash"], p["series"]) == series]
-        look = _look(colours.index(series[0]), dashes.index(series[1]))
+    for colour, dash, series in kinds:
+        own = [
+            i
+            for i, p in enumerate(points)
+            if (p["colour"], p["dash"], p["series"]) == (colours[colour], dashes[dash], series)
+        ]
+        look = _look(colour, dash)
         best = [own[i] for i in pareto_front([logs[i] for i in own], [points[i]["y"] for i in own], lower=lower)]
-        common = {"name": series[2], "legendgroup": series[2]}
+        common = {"name": series, "legendgroup": series}
         figure.add_scatter(
             x=[logs[i] for i in best],
             y=[points[i]["y"] for i in best],
