@@ -62,7 +62,7 @@ def from_cfg(cfg: Mapping[str, Any], source: str) -> SAEConfig:
     if not metadata.get("sae_lens_version"):
         raise InputError(
             f"{source} has no metadata.sae_lens_version, so it is no SAELens version 6 file; "
-            "load it once with sae_lens and save it again"
+            "read it with saes.interop.load_sae"
         )
     foreign = "midlens_version" not in metadata
     _refuse_conventions(rest, source)
@@ -86,8 +86,8 @@ def _refuse_conventions(cfg: Mapping[str, Any], source: str) -> None:
     """Conventions that change the outputs and that are not implemented here."""
     allowed = {
         "architecture": tuple(_ARCHITECTURES),
-        # an average norm is folded into the weights when SAELens finishes training; at inference it does nothing
-        "normalize_activations": ("none", "expected_average_only_in"),
+        # "expected_average_only_in" stands in checkpoints: the scale of the inputs is not yet in the weights
+        "normalize_activations": ("none",),
         "reshape_activations": ("none",),
     }
     for name, values in allowed.items():

@@ -109,6 +109,7 @@ def edit(folder, **changes):
         ({"threshold_lr": 0.1}, "unknown keys: threshold_lr"),
         ({"architecture": "temporal"}, "architecture is 'temporal', but only .*'topk', .* can be loaded"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm', but only 'none'"),
+        ({"normalize_activations": "expected_average_only_in"}, "but only 'none' can be loaded"),
         ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
         ({"metadata": {}}, "no metadata.sae_lens_version, so it is no SAELens version 6 file"),
         ({"k": None}, "a topk SAE needs k"),
