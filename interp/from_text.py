@@ -2,6 +2,8 @@
 
 out/             the activation store
 out.tokens/      its token file (elsewhere with `tokens`), which `doc` and `position` of the rows refer to
+
+`stream_text` goes from the same names to an `interp.stream.ActivationStream`, without a store.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,8 @@ from interp.plan import Exclusions
 from interp.presets import PRESETS
 from interp.sites import Site
 from interp.store import ActivationStore
-from interp.tokenfile import tokenize
+from interp.stream import BUFFER_BYTES, ActivationStream
+from interp.tokenfile import TokenFile, tokenize
 
 Part = Literal["all", "train", "held-out"]
 
@@ -78,20 +81,7 @@ def extract_text(
 ) -> ActivationStore:
     """Load, tokenise, extract; calling again goes on. `announce` gets the plan in words."""
     sites = config.parsed_sites()
-    corpus = read_corpus(config.corpus)
-    if config.part != "all":
-        corpus = dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
-    model = HookedModel.load(config.model, upto=max(sites), dtype=parse_dtype(config.dtype), device=config.device)
-    bos = config.prepend_bos
-    if bos is None:
-        bos = model.preset.prepend_bos if model.preset is not None else False
-    tokens = tokenize(
-        corpus,
-        model.tokenizer,
-        config.tokens or out.with_name(out.name + ".tokens"),
-        prepend_bos=bos,
-        max_tokens=config.max_tokens,
-    )
+    model, tokens = open_text(config, config.tokens or out.with_name(out.name + ".tokens"))
     return extract(
         model,
         tokens,
@@ -101,8 +91,50 @@ def extract_text(
         token_budget=config.token_budget,
         store_dtype=config.store_dtype,
         seed=config.seed,
-        exclude=Exclusions(not config.keep_first, not config.keep_special, not config.keep_template),
+        exclude=_exclusions(config),
         append=config.append,
         announce=announce,
         progress=progress,
     )
+
+
+def stream_text(
+    config: ExtractConfig,
+    folder: Path,
+    *,
+    buffer_bytes: int = BUFFER_BYTES,
+    model: HookedModel | None = None,
+) -> ActivationStream:
+    """Load, tokenise into `folder`, and stream instead of storing; `model` is used if it is loaded already."""
+    model, tokens = open_text(config, folder, model=model)
+    return ActivationStream(
+        model,
+        tokens,
+        config.parsed_sites(),
+        max_length=config.max_length,
+        token_budget=config.token_budget,
+        dtype=config.store_dtype,
+        exclude=_exclusions(config),
+        buffer_bytes=buffer_bytes,
+    )
+
+
+def open_text(
+    config: ExtractConfig, folder: Path, *, model: HookedModel | None = None
+) -> tuple[HookedModel, TokenFile]:
+    """The model, up to the last site unless it is given, and the token file of the corpus, made if it is not there."""
+    corpus = read_corpus(config.corpus)
+    if config.part != "all":
+        corpus = dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
+    if model is None:
+        last = max(config.parsed_sites())
+        model = HookedModel.load(config.model, upto=last, dtype=parse_dtype(config.dtype), device=config.device)
+    bos = config.prepend_bos
+    if bos is None:
+        bos = model.preset.prepend_bos if model.preset is not None else False
+    tokens = tokenize(corpus, model.tokenizer, folder, prepend_bos=bos, max_tokens=config.max_tokens)
+    return model, tokens
+
+
+def _exclusions(config: ExtractConfig) -> Exclusions:
+    return Exclusions(not config.keep_first, not config.keep_special, not config.keep_template)

@@ -19,6 +19,7 @@ def commands() -> object:
     from midlens.extract import Extract
     from midlens.parity import Parity
     from midlens.store import Store
+    from midlens.sweep import Sweep
     from midlens.train import Train
 
     sub = tyro.conf.subcommand
@@ -26,7 +27,8 @@ def commands() -> object:
         Annotated[Discover, sub("discover", description="From a model and text to a trained, evaluated, readable SAE.")]
         | Annotated[Extract, sub("extract", description="Run a model over text and store activations.")]
         | Annotated[Store, sub("store", description="Check or describe an activation store.")]
-        | Annotated[Train, sub("train", description="Train an SAE from an activation store.")]
+        | Annotated[Train, sub("train", description="Train an SAE from an activation store, or straight from a model.")]
+        | Annotated[Sweep, sub("sweep", description="Train many SAEs from one read of the rows, and compare them.")]
         | Annotated[Evaluate, sub("evaluate", description="Evaluate an SAE on held-out activations and text.")]
         | Annotated[Parity, sub("parity", description="Compare every site with independent implementations.")]
     )

@@ -179,13 +179,13 @@ class Summary:
         return {name: r[kind] for name, r in self.records.items() if r["status"] == "finished"}
 
     def table(self) -> list[tuple[str, ...]]:
-        """A line of names, then one per member: name, L0, explained variance, dead, delta CE, KL, status."""
+        """A line of names, then one per member: name, status, L0, explained variance, dead, delta CE, KL."""
         figures = self.figures()
-        lines: list[tuple[str, ...]] = [("SAE", "L0", "explained variance", "dead", "ΔCE", "KL", "status")]
+        lines: list[tuple[str, ...]] = [("SAE", "status", "L0", "explained variance", "dead", "ΔCE", "KL")]
         for name, record in self.records.items():
             found = figures.get(name, {})
             values = [_shown(found.get(key), form) for key, form in _COLUMNS.items()]
-            lines.append((name, *values, record["status"]))
+            lines.append((name, record["status"], *values))
         return lines
 
     def text(self) -> str:
@@ -194,13 +194,12 @@ class Summary:
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         shown = [
             "  ".join(
-                cell.ljust(w) if i in (0, len(widths) - 1) else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
             )
             for line in lines
         ]
         errors = [f"{name}: {record['error']}" for name, record in self.records.items() if record["error"]]
-        return "\n".join([line.rstrip() for line in shown] + errors)
+        return "\n".join([*shown, *errors])
 
 
 _COLUMNS = {"l0": ".1f", "explained_variance": ".4f", "dead_fraction": ".1%", "delta_ce": "+.4f", "kl": ".4f"}

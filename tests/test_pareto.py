@@ -120,9 +120,9 @@ def test_the_page_is_offline_and_holds_the_table(tmp_path: Path):
 
 def test_the_text_of_a_summary(tmp_path: Path):
     head, *lines = summary(tmp_path).text().splitlines()
-    assert head.split() == ["SAE", "L0", "explained", "variance", "dead", "ΔCE", "KL", "status"]
-    assert lines[1].split() == ["topk-w2304-k16", "16.3", "0.5631", "1.0%", "+0.6369", "0.3000", "finished"]
-    assert lines[-2].split() == ["lost", "–", "–", "–", "–", "–", "diverged"]
+    assert head.split() == ["SAE", "status", "L0", "explained", "variance", "dead", "ΔCE", "KL"]
+    assert lines[1].split() == ["topk-w2304-k16", "finished", "16.3", "0.5631", "1.0%", "+0.6369", "0.3000"]
+    assert lines[-2].split() == ["lost", "diverged", "–", "–", "–", "–", "–"]
     assert lines[-1] == "lost: loss became NaN <b>"
 
 
