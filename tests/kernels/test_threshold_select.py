@@ -132,9 +132,11 @@ def test_tokens_that_do_not_count_only_fill_up(count, chunk, monkeypatch):
 
 
 def test_no_token_counts_and_no_tokens():
-    (x, _, b, *_), W = inputs(3, 16, 2)
-    acts, idx, offsets = threshold_select(x, W, b, 7, kept=torch.zeros(3, dtype=torch.float64))
-    assert not acts.any() and len(idx) == 7 and offsets[-1] == 7
+    (x, _, b, *_), W = inputs(3, 16, 2, bias=50.0)
+    assert (x @ W + b > 0).all()
+    for count in (1, 7):  # with groups, and without
+        acts, idx, offsets = threshold_select(x, W, b, count, kept=torch.zeros(3, dtype=torch.float64))
+        assert not acts.any() and len(idx) == count and offsets[-1] == count
     acts, idx, offsets = threshold_select(x[:0].requires_grad_(), W, b, 0)
     assert acts.shape == idx.shape == (0,) and offsets.tolist() == [0]
     acts.sum().backward()
