@@ -485,6 +485,7 @@ def test_the_exported_threshold_gives_about_k_per_token_on_unseen_data(name, dec
         k=3,
         tokens=64 * 150,
         threshold_momentum=0.9,
+        seed=7,
         decoder_norm=decoder_norm,
         start_l0=None,
         log_every=50,

