@@ -30,7 +30,7 @@ from interp.sealing import only_writer
 from interp.store import ActivationBatch, ActivationStore
 from interp.tokenfile import TokenFile
 from interp.trackers import open_tracker
-from saes.fitting import Fitting, Rows, TrainedSites, endless, is_finished, settings
+from saes.fitting import Fitting, Rows, TrainedSites, endless, finished_before, is_finished, settings
 from saes.recipe import PENALISED, TrainConfig
 from saes.sweep_config import Grid as Grid
 from saes.sweep_config import Members, Shape, configs_of, named
@@ -80,13 +80,14 @@ def sweep(
     if (model is None) != (tokens is None) or (model is not None and evaluate_on is None):
         raise InputError("next-token loss needs all three of model, tokens and evaluate_on")
     measure = None if evaluate_on is None else Measure(evaluate_on, sites, model, tokens, max_ce_tokens, device)
+    names = named(grid)
     path.mkdir(parents=True, exist_ok=True)
     with only_writer(path):
         with contextlib.ExitStack() as open_streams:
             keys = dict.fromkeys(_key(rows, config) for config in configs_of(grid))
             streams = {key: open_streams.enter_context(Shared(rows, sites, *key)) for key in keys}
             shape = next(iter(streams.values())).shape()
-            members = [Member(name, config, path / name) for name, config in named(grid, shape).items()]
+            members = [Member(name, config, path / name) for name, config in names.items()]
             summary = _begun(Summary.open(path, rows, sites), members, shape)
             for key, stream in streams.items():
                 own = [member for member in members if _key(rows, member.config) == key]
@@ -103,7 +104,9 @@ def _begun(summary: Summary, members: Sequence[Member], shape: Shape) -> Summary
     """The summary with all members in it, and their folders claimed; what cannot be trained is refused first."""
     shapes = [shape.of(member.config) for member in members]
     for member, sae in zip(members, shapes, strict=True):
-        claim(member.path / "training", settings(summary.rows, member.config, summary.sites))
+        wanted = settings(summary.rows, member.config, summary.sites)
+        if not finished_before(member.path, wanted):
+            claim(member.path / "training", wanted)
         summary.add(member.name, member.config, sae)
     summary.write()
     return summary

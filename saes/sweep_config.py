@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from interp.errors import InputError
-from interp.sealing import read_json
+from interp.sealing import digest, read_json
 from saes.config import SAEConfig
-from saes.recipe import PENALISED, TrainConfig, Training, uses
+from saes.recipe import TrainConfig, Training, uses
 
 _SETTINGS = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
 _WHOLE, _NUMBERS = ("d_sae", "expansion", "k", "seed"), ("lr", "sparsity")
 _SWEPT = ("architecture", *_WHOLE, *_NUMBERS)
+_LONGEST = 150  # characters of a name that is made here; folders have 255
+FILE, PAGE = "sweep.json", "sweep.html"  # in the folder of a sweep, beside the members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Grid:
             raise InputError(
                 f"unknown keys in a grid: {unknown}. It has {', '.join(known)}; other settings stand inside base"
             )
+        if empty := [name for name in _SWEPT if value.get(name) == []]:
+            raise InputError(f"{', '.join(empty)} in a grid: an empty list; leave out what is not varied")
         base = value.get("base", {})
         if not isinstance(base, dict):
             raise InputError(f"a grid's base is an object of settings, got {base!r}")
@@ -116,28 +120,19 @@ def configs_of(members: Members) -> list[TrainConfig]:
     return list(dict.fromkeys(listed))
 
 
-def named(members: Members, shape: "Shape") -> dict[str, TrainConfig]:
-    """The members by name: their own where a mapping gives it, else from the recipe.
+def named(members: Members) -> dict[str, TrainConfig]:
+    """The members by name: their own where a mapping gives it, else a function of the recipe alone.
 
-    A name says architecture, width, k or sparsity, learning rate and seed. Members that differ in other settings only
-    have these behind it.
+    So a member keeps its name, and with it its folder, whatever others join the sweep.
     """
-    if isinstance(members, Mapping):
-        for name in members:
-            if not re.fullmatch(r"[A-Za-z0-9_+=,][A-Za-z0-9_+=,.\-]*", name):
-                raise InputError(f"{name!r} is no name of a member: letters, digits and _+=,.- name its folder")
-        return dict(members)
-    configs = configs_of(members)
-    found: dict[str, list[TrainConfig]] = {}
-    for config in configs:
-        found.setdefault(_name(config, shape), []).append(config)
-    result: dict[str, TrainConfig] = {}
-    for name, alike in found.items():
-        differing = [n for n in _SETTINGS if len({getattr(config, n) for config in alike}) > 1]
-        for config in alike:
-            result[name + "".join(f"-{n}{_spelled(getattr(config, n))}" for n in differing)] = config
-    assert len(result) == len(configs), "different recipes, the same name"
-    return result
+    if not isinstance(members, Mapping):
+        return {_name(config): config for config in configs_of(members)}
+    for name in members:
+        if not re.fullmatch(r"[A-Za-z0-9_+=,][A-Za-z0-9_+=,.\-]*", name):
+            raise InputError(f"{name!r} is no name of a member: letters, digits and _+=,.- name its folder")
+        if name in (FILE, PAGE):
+            raise InputError(f"no member can be called {name!r}: the sweep has a file of this name in its folder")
+    return dict(members)
 
 
 @dataclass(frozen=True)
@@ -152,23 +147,29 @@ class Shape:
         return config.shape(sum(self.read), d_out=self.written, sources=self.read if len(self.read) > 1 else ())
 
 
-def _name(config: TrainConfig, shape: Shape) -> str:
-    sae = shape.of(config)
-    filled = config.filled(sae)
-    parts = [config.architecture, f"w{sae.d_sae}"]
-    aims_at_k = uses("k", config.architecture, filled.penalty)
-    if aims_at_k:
-        parts.append(f"k{config.k}")
-    # The coefficient of a penalty that aims at k says little about the result: it is named only if it was given.
-    if config.architecture in PENALISED and (config.sparsity is not None or not aims_at_k):
-        parts.append(f"sparsity{filled.sparsity:g}")
-    rate = dataclasses.replace(config, warmup=0.0, decay=0.0).rate(0, 1, sae.d_sae)
-    return "-".join([*parts, f"lr{rate:.1e}", f"s{config.seed}"])
+def _name(config: TrainConfig) -> str:
+    """Architecture, width (`w` features, or `x` times the activations' width), k, sparsity, learning rate and seed,
+    then every other setting that is not `TrainConfig`'s default; what is None is left out."""
+    given = {name: value for name, default in _SETTINGS.items() if (value := getattr(config, name)) != default}
+    if uses("k", config.architecture, config.penalty):
+        given["k"] = config.k
+    first = {"d_sae": "w", "expansion": "x", "k": "k", "sparsity": "sparsity", "lr": "lr", "seed": "s"}
+    given |= {"seed": config.seed} | ({} if config.d_sae else {"expansion": config.expansion})
+    parts = [config.architecture, *(f"{short}{_spelled(given.pop(n))}" for n, short in first.items() if n in given)]
+    given.pop("architecture", None)
+    name = "-".join([*parts, *(f"{name}{_spelled(value)}" for name, value in given.items())])
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}-{digest(name)[:8]}"
 
 
 def _spelled(value: Any) -> str:
-    text = "_".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return re.sub(r"[^A-Za-z0-9.+_\-]", "_", text)
+    """A setting's value, such that different values look different and equal ones (2, 2.0) alike."""
+    if isinstance(value, tuple | list):
+        return "_".join(map(_spelled, value))
+    if isinstance(value, float):
+        if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return re.sub(r"[^A-Za-z0-9.+_\-]", "_", str(value))
 
 
 def _listed(value: Any) -> Sequence[Any]:

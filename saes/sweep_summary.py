@@ -29,12 +29,13 @@ from saes.fitting import Rows, TrainedSites, is_finished
 from saes.recipe import TrainConfig
 from saes.row_quality import measure_rows, thresholds_of
 from saes.sae import SAE
+from saes.sweep_config import FILE
+from saes.sweep_config import PAGE as PAGE
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
 _log = logging.getLogger(__name__)
-FILE, PAGE = "sweep.json", "sweep.html"
 _FORMAT, _VERSION = "midlens-sweep", 1
 _AXES = {
     "explained_variance": ("explained variance (higher is better)", False),

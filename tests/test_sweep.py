@@ -57,6 +57,11 @@ def mixture(n: int = 320) -> CountedRows:
     return CountedRows(sparse_mixture(n)[0])
 
 
+def called(config: TrainConfig) -> str:
+    """The name that a sweep gives it."""
+    return next(iter(named([config])))
+
+
 def assert_equal_folders(member: Path, alone: Path) -> None:
     assert {str(p.relative_to(member)) for p in member.rglob("*")} == {
         str(p.relative_to(alone)) for p in alone.rglob("*")
@@ -95,7 +100,7 @@ def test_members_of_another_seed_or_batch_size_have_a_read_of_their_own(tmp_path
     assert rows.read == Counter((seed, *divmod(step, 5)) for seed in (0, 1) for step in range(10))
     alone = TrainConfig(**{**SMALL, "tokens": 640, "seed": 1, "k": 2})
     fit(mixture(), alone, tmp_path / "alone", site=SITE)
-    assert_equal_folders(tmp_path / "sweep" / "topk-w32-k2-lr3.0e-03-s1", tmp_path / "alone")
+    assert_equal_folders(tmp_path / "sweep" / called(alone), tmp_path / "alone")
 
 
 def test_a_stream_runs_the_model_once_however_many_members(tmp_path):
@@ -113,7 +118,7 @@ def test_a_stream_runs_the_model_once_however_many_members(tmp_path):
     batches = [batch for epoch in (0, 1) for batch in again.batches(["resid_post.1"], 100, seed=0, epoch=epoch)]
     assert len(batches) == 24 and model.passes == read.passes > 10  # no pass for the sample that each starts from
     fit(streamed()[1], configs[1], tmp_path / "alone", site="resid_post.1")
-    assert_equal_folders(tmp_path / "three" / "topk-w12-k2-lr1.0e-03-s0", tmp_path / "alone")
+    assert_equal_folders(tmp_path / "three" / called(configs[1]), tmp_path / "alone")
 
 
 CHILD = """
@@ -202,7 +207,7 @@ def test_transcoders_and_crosscoders(tmp_path):
         config = TrainConfig(**{**SMALL, "tokens": 640}, architecture="batchtopk")
         sweep(rows, Grid(k=(2, 3), base=config), tmp_path / "sweep" / name, **places, show=False)
         fit(CountedRows(sparse_mixture(200)[0], sites), config, tmp_path / name, **places)
-        assert_equal_folders(tmp_path / "sweep" / name / "batchtopk-w32-k3-lr3.0e-03-s0", tmp_path / name)
+        assert_equal_folders(tmp_path / "sweep" / name / called(config), tmp_path / name)
         assert set(rows.read.values()) == {1}
 
 
@@ -221,7 +226,7 @@ def test_held_out_figures_are_those_of_the_evaluation(tmp_path):
     first = sweep(rows, Grid(k=(2,), base=grid.base), tmp_path / "sweep", **options)
     assert not first.held_out
     found = sweep(rows, grid, tmp_path / "sweep", evaluate_on=held_out, **options)
-    assert found.held_out and list(found.figures()) == [f"topk-w32-k{k}-lr3.0e-03-s0" for k in (2, 4)]
+    assert found.held_out and list(found.figures()) == [called(config) for config in grid.configs()]
     for name, figures in found.figures().items():
         sae = SAE.load(tmp_path / "sweep" / name)
         threshold = threshold_of(sae, held_out, planted.SITE)
@@ -256,7 +261,9 @@ def test_grid_leaves_out_what_an_architecture_does_not_use_and_merges():
     assert {c.k for c in made if c.architecture == "standard"} == {TrainConfig().k}
     assert {c.sparsity for c in made if c.architecture == "topk"} == {None}
     assert {c.epochs for c in made} == {2.0}
-    tanh = Grid(architecture=("jumprelu", "topk"), k=(4, 8), base={"penalty": "tanh", "tanh_scale": 3.0}).configs()
+    tanh = Grid(
+        architecture=("jumprelu", "topk"), k=(4, 8), base={"penalty": "tanh", "sparsity": 0.1, "tanh_scale": 3.0}
+    ).configs()
     assert [(c.architecture, c.k, c.tanh_scale) for c in tanh] == [
         ("jumprelu", 32, 3.0),
         ("topk", 4, None),
@@ -267,20 +274,42 @@ def test_grid_leaves_out_what_an_architecture_does_not_use_and_merges():
 
 
 def test_names_are_readable_and_differ():
-    shape = Shape((576,))
-    assert list(named(Grid(k=(32,)), shape)) == ["topk-w4608-k32-lr1.5e-03-s0"]
+    assert list(named(Grid(k=(32,)))) == ["topk-x8-k32-s0"]
     several = Grid(architecture=("standard", "jumprelu", "batchtopk"), expansion=(4,), lr=(1e-3,), seed=(1,))
-    assert list(named(several, shape)) == [
-        "standard-w2304-sparsity0.1-lr1.0e-03-s1",
-        "jumprelu-w2304-k32-lr1.0e-03-s1",
-        "batchtopk-w2304-k32-lr1.0e-03-s1",
+    assert list(named(several)) == [
+        "standard-x4-lr0.001-s1",
+        "jumprelu-x4-k32-lr0.001-s1",
+        "batchtopk-x4-k32-lr0.001-s1",
     ]
-    close = [TrainConfig(lr=1.01e-3), TrainConfig(lr=1.02e-3, clip=0.5), TrainConfig(lr=2e-3)]
-    assert list(named(close, shape)) == [
-        "topk-w4608-k32-lr1.0e-03-s0-lr0.00101-clip1.0",
-        "topk-w4608-k32-lr1.0e-03-s0-lr0.00102-clip0.5",
-        "topk-w4608-k32-lr2.0e-03-s0",
-    ]
+    base = TrainConfig()
+    close = {
+        "topk-x8-k32-lr0.00101-s0": TrainConfig(lr=1.01e-3),
+        "topk-x8-k32-lr0.0010100001-s0": TrainConfig(lr=1.0100001e-3),
+        "topk-x8-k32-lr0.00102-s0-clip0.5": TrainConfig(lr=1.02e-3, clip=0.5),
+        "topk-w4608-k32-s0": TrainConfig(d_sae=4608),
+        "topk-w4608-x4-k32-s0": TrainConfig(d_sae=4608, expansion=4),
+        "standard-x8-sparsity0.1-s0": TrainConfig(architecture="standard", sparsity=0.1),
+        "standard-x8-s0": TrainConfig(architecture="standard"),
+        "standard-x8-k3-s0": TrainConfig(architecture="standard", k=3),
+        "topk-x8-k32-s0-betas0_0.999": TrainConfig(betas=(0.0, 0.999)),
+        "topk-x8-k32-s0-epochs2": TrainConfig(epochs=2.0),
+    }
+    assert named([base, *close.values()]) == {"topk-x8-k32-s0": base} | close
+    assert list(named([TrainConfig(epochs=2)])) == ["topk-x8-k32-s0-epochs2"]
+    groups = [(0.1,) * 10, (0.1,) * 8 + (0.05,) * 4, (0.01,) * 100, (0.01,) * 98 + (0.005,) * 4]
+    long = list(named([TrainConfig(architecture="matryoshka_batchtopk", groups=parts) for parts in groups]))
+    assert len(set(long)) == 4 and all(len(name) <= 150 for name in long) and long[2][:141] == long[3][:141]
+
+
+def test_a_member_keeps_its_name_and_folder_when_others_join(tmp_path):
+    rows, config = mixture(), TrainConfig(**{**SMALL, "tokens": 640})
+    first = sweep(rows, [config], tmp_path, site=SITE, show=False)
+    rows.read.clear()
+    other = TrainConfig(**{**SMALL, "tokens": 640, "warmup": 0.2})
+    both = sweep(rows, [config, other], tmp_path, site=SITE, show=False)
+    assert list(both.records) == [called(config), called(other)] and set(both.figures()) == set(both.records)
+    assert both.records[called(config)] == first.records[called(config)]
+    assert list(sweep(rows, [config], tmp_path, site=SITE, show=False).records) == list(both.records)
 
 
 def test_grids_from_files(tmp_path):
@@ -312,6 +341,7 @@ def test_grids_from_files(tmp_path):
         ({"base": {"bandwidth": 0.1}}, "bandwidth in a grid would be without effect"),
         ("topk", "a grid is an object with some of architecture, .*, got 'topk'"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
+        ({"k": [], "lr": [], "seed": 1}, "k, lr in a grid: an empty list; leave out what is not varied"),
     ],
 )
 def test_grids_that_cannot_be_are_refused(tmp_path, value, message):
@@ -331,6 +361,9 @@ def test_sweeps_that_cannot_be_are_refused_before_anything_is_trained(tmp_path):
         sweep(rows, {"a": TrainConfig(), "b": TrainConfig()}, folder, site=SITE, show=False)
     with pytest.raises(InputError, match=r"'\.\./a' is no name of a member"):
         sweep(rows, {"../a": TrainConfig()}, folder, site=SITE, show=False)
+    for taken in ("sweep.json", "sweep.html"):
+        with pytest.raises(InputError, match=f"no member can be called '{taken}'"):
+            sweep(rows, {taken: TrainConfig()}, folder, site=SITE, show=False)
     with pytest.raises(InputError, match="the store holds no activations"):
         sweep(MemoryRows(torch.zeros(0, 4)), Grid(), folder, site=SITE, show=False)
     with pytest.raises(InputError, match="needs all three of model, tokens and evaluate_on"):
@@ -357,11 +390,11 @@ def test_trackers_get_every_member(tmp_path):
     from tests.test_trackers import points
 
     config = TrainConfig(**{**SMALL, "tokens": 1280})
-    sweep(mixture(), Grid(k=(2, 3), base=config), tmp_path / "sweep", site=SITE, show=False,
-          track=f"tensorboard:{tmp_path / 'tb'}")  # fmt: skip
-    for k in (2, 3):
-        found = points(tmp_path / "tb" / f"topk-w32-k{k}-lr3.0e-03-s0")
-        assert found["l0"] == [(step, pytest.approx(k)) for step in (5, 10, 15, 20)]
+    grid = Grid(k=(2, 3), base=config)
+    sweep(mixture(), grid, tmp_path / "sweep", site=SITE, show=False, track=f"tensorboard:{tmp_path / 'tb'}")
+    for config in grid.configs():
+        found = points(tmp_path / "tb" / called(config))
+        assert found["l0"] == [(step, pytest.approx(config.k)) for step in (5, 10, 15, 20)]
 
 
 def test_a_stream_taken_from_the_middle_of_its_head():

@@ -53,7 +53,8 @@ def test_a_sweep_of_a_store_with_delta_ce(source: Path, tmp_path: Path, capsys: 
     status, out, _ = run(capsys, *options)
     assert status == 0 and "3 SAEs from one stream: " in out and out.splitlines()[-1] == f"{tmp_path}/sweep/sweep.html"
     figures = Summary.load(tmp_path / "sweep").figures()
-    names = ["topk-w24-k2-lr3.0e-03-s0", "topk-w24-k4-lr3.0e-03-s0", "standard-w24-sparsity0.05-lr3.0e-03-s0"]
+    names = ["topk-w24-k2-lr0.003-s0", "topk-w24-k4-lr0.003-s0", "standard-w24-sparsity0.05-lr0.003-s0"]
+    names = [name + "-epochs1-batch_size128" for name in names]
     assert list(figures) == names and all(name in out for name in names)
     model, tokens = HookedModel.load(str(source / "model"), device="cpu"), TokenFile.open(source / "held-out.tokens")
     from interp.store import ActivationStore
@@ -80,7 +81,7 @@ def test_a_sweep_and_a_training_without_a_store(source: Path, tmp_path: Path, ca
     recipe = ["--d-sae", 24, "--k", 3, "--lr", 3e-3, "--epochs", 2, "--batch-size", 100]
     status, out, _ = run(capsys, "train", *text, "--out", tmp_path / "alone", *recipe)
     assert status == 0 and "mixing horizon" in out and "documents in a batch of 100 rows" in out
-    member = tmp_path / "sweep" / "topk-w24-k3-lr3.0e-03-s0"
+    member = tmp_path / "sweep" / "topk-w24-k3-lr0.003-s0-epochs2-batch_size100"
     for name in (CFG, "sae_weights.safetensors", "training/metrics.jsonl"):
         assert (member / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert Summary.load(tmp_path / "sweep").figures().keys() == {member.name, member.name.replace("k3", "k2")}
