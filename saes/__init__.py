@@ -1,4 +1,4 @@
-"""Sparse autoencoders, transcoders and crosscoders: train, sweep, evaluate, read features, report; read other tools'."""
+"""Sparse autoencoders, transcoders, crosscoders: train, sweep, evaluate, read features, report; read other tools'."""
 
 from saes.codes import Codes as Codes
 from saes.directions import directions as directions

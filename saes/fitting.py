@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.loop import Course, Pace
+from interp.loop import Course, Pace, claim
 from interp.sealing import digest
 from interp.sites import Site
 from interp.store import ActivationBatch
@@ -126,7 +126,7 @@ class Fitting:
         """Bring the SAE to the units of the activations and save it; its checkpoints have served."""
         sae = finished(self.state, self._provenance() | dict(metadata or {}))
         sae.save(self.path)
-        shutil.rmtree(self.path / "training" / "checkpoints")
+        shutil.rmtree(self.path / "training" / "checkpoints", ignore_errors=True)
         return sae
 
     def _begin(self, device: str | torch.device) -> TrainState:
@@ -144,9 +144,9 @@ class Fitting:
         frame = Frame(tuple(scalings), read, written)
         shape = config.shape(sum(read), d_out=None if y is None else y.shape[1], sources=read if len(read) > 1 else ())
         x = torch.cat(sample, dim=1)
-        unit_rows = config.filled(shape).decoder_norm == "unit"
+        unit_rows = config.filled(shape).decoder_norm != "free"  # a row of norm 0 could not be ranked by its norm
         sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, unit_rows=unit_rows)
-        state = TrainState(sae.to(device), config, frame, config.steps(len(self.rows)))
+        state = TrainState(sae.to(device), config, frame, config.steps(len(self.rows)), batch_size=self.batch_size)
         return begin(state, x.to(device), None if y is None else y.to(device))
 
     def _provenance(self) -> dict[str, Any]:
@@ -190,6 +190,18 @@ def settings(rows: Rows, config: TrainConfig, sites: TrainedSites) -> dict[str, 
 def is_finished(path: Path) -> bool:
     """Whether the folder holds a whole SAE: `cfg.json` is written last."""
     return (path / CFG).exists()
+
+
+def finished_before(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a run under these settings is finished in `path`; a folder of anything else is refused, untouched."""
+    begun = (path / "training" / "run.json").exists()
+    if is_finished(path) and not begun:
+        raise InputError(f"{path} holds an SAE that was not trained there; give this run another folder")
+    if not (begun and is_finished(path)):
+        return False
+    claim(path / "training", wanted)
+    shutil.rmtree(path / "training" / "checkpoints", ignore_errors=True)  # left by a kill just after saving
+    return True
 
 
 def endless(rows: Rows, sites: Sequence[Any], size: int, *, seed: int, first: int) -> Generator[ActivationBatch]:

@@ -50,11 +50,11 @@ def measure(sample: Float[Tensor, "n d"], *, massive: float, norm: InputNorm | s
             f"{bad} of {len(x)} sampled activations hold NaN or infinite values; extract them again in a wider dtype "
             "(float16 overflows above 65,504), and look at the model's own outputs if that does not help"
         )
-    threshold = massive * norms.median()
+    if not bool((norms > 0).any()):
+        raise InputError(f"all {len(x)} sampled activations are zero; there is nothing to train on")
+    threshold = massive * norms[norms > 0].median()  # zero rows, of a silent MLP say, are not what is usual
     kept = norms <= threshold
     mean, root = norms[kept].mean(), math.sqrt(x.shape[1])
-    if not mean > 0:
-        raise InputError(f"all {len(x)} sampled activations are zero; there is nothing to train on")
     match norm:
         case "sqrt_d":
             scale = root / mean

@@ -84,8 +84,9 @@ def _follow_threshold(state: TrainState, acts: Tensor, idx: Tensor, weight: Tens
     """The running mean of the smallest positive score chosen: what divides active from inactive after training."""
     scores = acts if weight is None else acts * weight.index_select(0, idx)
     lowest = torch.where(scores > 0, scores, torch.inf).amin().double()
-    old, momentum = state.memory["threshold"], state.config.threshold_momentum
-    assert momentum is not None
+    assert state.config.threshold_momentum is not None
+    # The mean must end within the last tenth of the run: the first batches' thresholds are far from the last ones'.
+    old, momentum = state.memory["threshold"], min(state.config.threshold_momentum, max(0.0, 1 - 10 / state.steps))
     followed = torch.where(old < 0, lowest, old * momentum + lowest * (1 - momentum))
     state.memory["threshold"] = torch.where(lowest.isfinite(), followed, old)
 

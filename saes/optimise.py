@@ -81,6 +81,6 @@ def _descend(state: TrainState) -> None:
 
 def refresh(state: TrainState) -> None:
     """List the dead features anew, and choose between sparse and dense (waits for the device)."""
-    state.dead = (state.silent >= state.config.silence(state.steps)).nonzero()[:, 0]
+    state.dead = (state.silent >= state.config.silence(state.steps, state.batch_size)).nonzero()[:, 0]
     if state.config.architecture in PENALISED:
         state.dense = bool(state.l0 > DENSE * state.sae.config.d_sae) or state.sae.b_dec.device.type != "cpu"

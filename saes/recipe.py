@@ -14,10 +14,11 @@ c / sqrt(d) here; an L0 coefficient at unit mean square norm is the same here.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from interp.errors import InputError
-from saes.config import SAEConfig, listed
+from saes.config import SAEConfig
+from saes.typed import check_fields
 
 Training = Literal["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "standard", "gated"]
 Start = Literal["geometric_median", "mean", "zeros"]
@@ -85,7 +86,8 @@ class TrainConfig:
     """Part of the steps over which `sparsity` rises linearly from 0."""
     start_l0: float | None = None
     """Active features per token before the first step (standard, gated: through the biases; jumprelu: through the
-    thresholds); by default whatever the start gives, about half of them."""
+    thresholds). By default k where jumprelu aims at k (thresholds move by about the learning rate a step, and would not
+    arrive in a short run); elsewhere whatever the start gives, about half of the features."""
     p_end: float | None = None
     """Exponent of the penalty at the end (standard): below 1, p-annealing from 1 in `p_steps` equal steps."""
     p_start: float | None = None
@@ -127,7 +129,7 @@ class TrainConfig:
     dead_after_tokens: int | None = None
     """A feature that has not fired for this many tokens counts as dead; by default 10 million, or a sixteenth of the
     run if that is less."""
-    b_dec: Start | str = "geometric_median"
+    b_dec: Start = "geometric_median"
     """Where the decoder's bias starts."""
     decoder_norm: DecoderNorm | None = None
     """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
@@ -151,7 +153,7 @@ class TrainConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        self._check_choices()
+        check_fields(self)
         self._check_specific()
         for name in ("expansion", "k", "batch_size", "sample", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
@@ -170,21 +172,10 @@ class TrainConfig:
                 raise InputError(f"{name} must not be negative, got {value}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas are two parts, at least 0 and below 1, got {self.betas}")
-        if self.groups is not None and not (min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
+        if self.p_end is not None and self.p_end > 1:
+            raise InputError(f"p_end, the penalty's last exponent, lies above 0 and is at most 1, got {self.p_end}")
+        if self.groups is not None and not (self.groups and min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
             raise InputError(f"groups are parts of the features: positive, 1 in all; got {self.groups}")
-
-    def _check_choices(self) -> None:
-        choices = {
-            "architecture": Training,
-            "b_dec": Start,
-            "penalty": Penalty,
-            "decoder_norm": DecoderNorm,
-            "input_norm": InputNorm,
-            "compute": Compute,
-        }
-        for name, choice in choices.items():
-            if (value := getattr(self, name)) is not None and value not in get_args(choice):
-                raise InputError(f"{name} is one of {listed(choice)}, got {value!r}")
 
     def _check_specific(self) -> None:
         for name, (having, _) in _SPECIFIC.items():
@@ -193,6 +184,11 @@ class TrainConfig:
                     f"{name}={getattr(self, name)} was given, but it is a setting of {', '.join(having)}; "
                     f"training {self.architecture} would ignore it"
                 )
+        if self.penalty in ("step", "tanh") and self.sparsity is None:
+            raise InputError(
+                f"penalty={self.penalty!r} needs sparsity: how much one active feature may cost, as a fraction of the "
+                "variance. Gemma Scope's coefficients for `step` are around 6e-4; `target` needs none, it aims at k"
+            )
         if self.penalty != "tanh" and (self.tanh_scale is not None or self.pre_act is not None):
             raise InputError(f"tanh_scale and pre_act belong to penalty='tanh', not to {self.penalty or 'target'!r}")
 
@@ -209,6 +205,9 @@ class TrainConfig:
             bandwidth = self.bandwidth or (2.0 if tanh else 0.001 * root)
             values["bandwidth"] = bandwidth
             values["threshold"] = self.threshold or (0.1 if tanh else bandwidth)
+            aims = values.get("penalty", self.penalty) == "target"
+            if self.start_l0 is None and aims and self.k < shape.d_sae:
+                values["start_l0"] = float(self.k)
             if tanh:
                 values["tanh_scale"] = self.tanh_scale or 4.0
                 values["pre_act"] = 3e-6 / root if self.pre_act is None else self.pre_act
@@ -248,9 +247,9 @@ class TrainConfig:
         size = min(self.batch_size, rows)
         return max(1, math.ceil(self.tokens / size) if self.tokens else round(self.epochs * math.ceil(rows / size)))
 
-    def silence(self, steps: int) -> int:
-        """Tokens without firing after which a feature is dead, in a run of `steps` steps."""
-        return self.dead_after_tokens or min(10_000_000, max(1, steps * self.batch_size // 16))
+    def silence(self, steps: int, rows: int | None = None) -> int:
+        """Tokens without firing after which a feature is dead, in a run of `steps` steps of `rows` (`batch_size`)."""
+        return self.dead_after_tokens or min(10_000_000, max(1, steps * (rows or self.batch_size) // 16))
 
     def rate(self, step: int, steps: int, d_sae: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`: linear warm-up, constant, linear decay to 0."""
@@ -272,8 +271,16 @@ class TrainConfig:
 
     def exponent(self, step: int, steps: int) -> tuple[float, float]:
         """Exponent p of the penalty in step `step` (from 0), and the one it changes to next. For a filled config."""
-        assert self.p_end is not None and self.p_start is not None and self.p_steps is not None
+        now = self._level(step, steps)
+        later = (self._level(s, steps) for s in range(step + 1, step + 2 + steps // (self.p_steps or 1)))
+        return self._of_level(now), self._of_level(next((level for level in later if level > now), now))
+
+    def _level(self, step: int, steps: int) -> int:
+        """How many changes of the exponent lie behind."""
+        assert self.p_start is not None and self.p_steps is not None
         passed = step / steps - self.p_start
-        level = 0 if passed < 0 else min(self.p_steps, 1 + int(passed / (1 - self.p_start) * self.p_steps + 1e-9))
-        fall = (1 - self.p_end) / self.p_steps
-        return 1 - fall * level, 1 - fall * min(self.p_steps, level + 1)
+        return 0 if passed < 0 else min(self.p_steps, 1 + int(passed / (1 - self.p_start) * self.p_steps + 1e-9))
+
+    def _of_level(self, level: int) -> float:
+        assert self.p_end is not None and self.p_steps is not None
+        return 1 - (1 - self.p_end) / self.p_steps * level

@@ -9,9 +9,11 @@ et al. 2024, https://arxiv.org/abs/2406.04093; transcoders: https://arxiv.org/ab
 https://arxiv.org/abs/2501.18823; crosscoders read and write several sites, laid side by side (`join`, `split`).
 """
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,9 +26,11 @@ from interp.tensorfile import read_tensors, write_tensors
 from saes.activations import Gated, JumpReLU, ReLU, Rule, TopK
 from saes.cfg_json import from_cfg, to_cfg
 from saes.codes import Codes
+from saes.config import Dtype
 from saes.config import SAEConfig as SAEConfig
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_DTYPES = tuple(getattr(torch, name) for name in get_args(Dtype))
 
 
 class SAE(nn.Module):
@@ -122,9 +126,13 @@ class SAE(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the folder `path`; `sae_lens` loads it as its own. `cfg.json` comes last: with it, the SAE is whole."""
         path = Path(path)
+        dtype = str(self.W_dec.dtype).removeprefix("torch.")  # a module may have been moved to another since
+        cfg = to_cfg(dataclasses.replace(self.config, dtype=dtype))  # pyright: ignore[reportArgumentType]
+        check_json(cfg, "the SAE's metadata")
         path.mkdir(parents=True, exist_ok=True)
+        (path / CFG).unlink(missing_ok=True)  # of an SAE that is being replaced: it must not vouch for new weights
         write_tensors(path / WEIGHTS, self.weights())
-        write_json(path / CFG, to_cfg(self.config))
+        write_json(path / CFG, cfg)
 
     def to_saelens(self) -> Any:
         """The same SAE as an object of `sae_lens`, its weights copied; refused where SAELens has no such kind."""
@@ -176,19 +184,32 @@ def fold_decoder_norm(weights: dict[str, Tensor], norm: Float[Tensor, " f"] | No
     return {**weights, **scaled, "W_dec": weights["W_dec"] / norm[:, None]}
 
 
+def check_json(value: Any, what: str) -> None:
+    """Refuse what a JSON file cannot hold, before anything is written."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{what} cannot be written as JSON ({error}); give strings, finite numbers, lists, dicts"
+        ) from None
+
+
 def checked(weights: dict[str, Tensor], config: SAEConfig, source: str, *, finite: bool = True) -> dict[str, Any]:
     """The tensors, after comparing names and shapes with what the config promises, and looking at their values."""
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != (expected := config.shapes()):
         raise InputError(f"{source} holds {found}, but {CFG} calls for {expected}; the two do not belong together")
-    if not finite:
-        return weights
-    if bad := [name for name, tensor in weights.items() if not all_finite(tensor)]:
-        raise InputError(f"{source}: {', '.join(bad)} holds NaN or infinite values; the SAE is unusable")
-    if config.architecture == "jumprelu" and bool((negative := weights["threshold"] < 0).any()):
+    if bad := [f"{name} in {tensor.dtype}" for name, tensor in weights.items() if tensor.dtype not in _DTYPES]:
+        raise InputError(f"{source} holds {', '.join(bad)}; expected float32, float64, bfloat16 or float16")
+    if config.architecture == "jumprelu" and not bool((sound := weights["threshold"] >= 0).all()):
         raise InputError(
-            f"{source}: {int(negative.sum())} of {len(negative)} thresholds are negative; JumpReLU needs thresholds of "
-            "at least 0 (a log_threshold must be exponentiated first)"
+            f"{source}: {int((~sound).sum())} of {len(sound)} thresholds are negative or NaN; JumpReLU needs "
+            "thresholds of at least 0 (a log_threshold must be exponentiated first)"
+        )
+    dtype = getattr(torch, config.dtype)
+    if finite and (bad := [name for name, tensor in weights.items() if not all_finite(tensor.to(dtype))]):
+        raise InputError(
+            f"{source}: {', '.join(bad)} holds NaN or infinite values in {config.dtype}; the SAE is unusable"
         )
     return weights
 

@@ -22,6 +22,8 @@ class TrainState:
     frame: Frame
     steps: int
     step: int = 0
+    batch_size: int | None = None
+    """Rows of a step, where the store has fewer than the recipe's."""
     parameters: dict[str, nn.Parameter] = field(init=False)
     adam: torch.optim.Adam = field(init=False)
     silent: Tensor = field(init=False)

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 
 from interp.errors import InputError
-from interp.loop import NotFinite, claim
+from interp.loop import NotFinite
 from interp.progress import bar
+from interp.sealing import only_writer
 from interp.store import ActivationBatch
 from interp.trackers import Tracker
-from saes.fitting import Fitting, Rows, TrainedSites, is_finished, settings
+from saes.fitting import Fitting, Rows, TrainedSites, finished_before, settings
 from saes.optimise import StepLog as StepLog
 from saes.optimise import TrainState as TrainState
 from saes.optimise import step as step
 from saes.recipe import TrainConfig as TrainConfig
-from saes.sae import SAE
+from saes.sae import SAE, check_json
 
 _KEPT = "Checkpoints written before are whole."
 DIVERGED = f"though all activations are finite: training diverged. {_KEPT} Take a smaller lr and another folder"
@@ -49,10 +50,15 @@ def fit(
     path, sites = Path(path), TrainedSites.parse(site, site_out)
     if len(store) == 0:
         raise InputError("the store holds no activations; extract some first")
-    claim(path / "training", settings(store, config, sites))
-    if is_finished(path):
-        return SAE.load(path, device=device)
-    fitting = Fitting(store, config, path, sites, device=device, tracker=tracker)
+    check_json(metadata or {}, "metadata")
+    path.mkdir(parents=True, exist_ok=True)
+    with only_writer(path):
+        if finished_before(path, settings(store, config, sites)):
+            return SAE.load(path, device=device)
+        return _fit(Fitting(store, config, path, sites, device=device, tracker=tracker), metadata)
+
+
+def _fit(fitting: Fitting, metadata: Mapping[str, Any] | None) -> SAE:
     steps, size, first = fitting.state.steps, fitting.batch_size, fitting.course.step
     try:
         with (

@@ -96,6 +96,33 @@ def test_a_truncated_or_flipped_weights_file_is_refused(tmp_path):
         SAE.load(tmp_path)
 
 
+def test_an_unfinished_save_over_another_sae_is_no_sae(tmp_path, monkeypatch):
+    """Killed between weights and cfg.json: the old cfg.json must not vouch for the new weights."""
+    make().save(tmp_path)
+    monkeypatch.setattr("saes.sae.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make(apply_b_dec_to_input=False).save(tmp_path)
+    with pytest.raises(InputError):
+        SAE.load(tmp_path)
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="the SAE's metadata cannot be written as JSON"):
+        make(metadata={"where": tmp_path}).save(tmp_path / "sae")
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_negative_threshold_is_refused_from_tensors_too():
+    threshold = torch.zeros(20).index_fill(0, torch.tensor([3]), -1.0)
+    with pytest.raises(InputError, match="1 of 20 thresholds are negative or NaN"):
+        SAE.of_weights(SAEConfig(d_in=6, d_sae=20, architecture="jumprelu"), **weights(6, 20), threshold=threshold)
+
+
+def test_the_dtype_on_disk_is_said(tmp_path):
+    make().to(torch.bfloat16).save(tmp_path)
+    assert SAE.load(tmp_path).config.dtype == "bfloat16"
+
+
 def edit(folder, **changes):
     cfg = json.loads((folder / CFG).read_text())
     for name, value in changes.items():

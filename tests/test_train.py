@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interp.errors import InputError
 from interp.extract import extract
 from interp.loop import checkpoints
+from interp.sealing import only_writer
 from interp.tensorfile import read_tensors
 from midlens.train import Train
 from saes.frame import Frame, Scaling, measure
@@ -192,6 +193,12 @@ def test_scale_threshold_and_variance():
     assert math.isclose(found.variance, found.scale**2 * usual.var(axis=0).sum(), rel_tol=1e-12)
 
 
+def test_rows_of_zeros_do_not_make_the_rest_massive():
+    x = torch.randn(1000, 9)
+    x[:600] = 0
+    assert measure(x, massive=10.0).massive == 0
+
+
 def test_geometric_median_against_a_general_optimiser():
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[:10] += 50  # outliers that drag the mean
@@ -354,6 +361,41 @@ def test_stores_without_information_are_refused(tmp_path, x, message):
         fit(MemoryRows(x), TrainConfig(**SMALL), tmp_path, site=SITE)
 
 
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_short_run_saves_a_threshold_that_fits_its_last_steps(tmp_path, architecture):
+    """50 steps: as many features fire in the finished SAE as the recipe says, not as in the first batches."""
+    x = sparse_mixture(4000, d=32, f=128)[0]
+    recipe = TrainConfig(architecture=architecture, d_sae=128, k=8, batch_size=256, tokens=50 * 256, lr=3e-3)
+    sae = fit(MemoryRows(x), recipe, tmp_path, site=SITE)
+    active = sae.encode(x).counts.float().mean()
+    assert 8 * 0.8 < active < 8 * 1.2, active
+
+
+def test_a_folder_that_holds_another_sae_is_left_alone(tmp_path):
+    SAE(SAEConfig(d_in=99, d_sae=7, k=2)).save(tmp_path)
+    with pytest.raises(InputError, match="holds an SAE that was not trained there; give this run another folder"):
+        fit(MemoryRows(torch.randn(100, 4)), TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE)
+    assert SAE.load(tmp_path).config.d_in == 99 and not (tmp_path / "training").exists()
+
+
+def test_a_mistake_leaves_the_folder_free(tmp_path):
+    """A wrong recipe or metadata is found before the folder is claimed: the corrected call goes through."""
+    rows = MemoryRows(sparse_mixture(200)[0])
+    with pytest.raises(InputError, match="k=500 active features do not fit"):
+        fit(rows, TrainConfig(**{**SMALL, "k": 500}, epochs=1), tmp_path, site=SITE)
+    with pytest.raises(InputError, match="skip=True, but no second site was given"):
+        fit(rows, TrainConfig(**SMALL, epochs=1, skip=True), tmp_path, site=SITE)
+    with pytest.raises(InputError, match="metadata cannot be written as JSON"):
+        fit(rows, TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE, metadata={"where": tmp_path})
+    assert fit(rows, TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE).config.d_sae == 32
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    rows = MemoryRows(sparse_mixture(200)[0])
+    with only_writer(tmp_path), pytest.raises(InputError, match="another process is writing"):
+        fit(rows, TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE)
+
+
 def test_k_larger_than_the_width_is_refused(tmp_path):
     with pytest.raises(InputError, match="k=33 active features do not fit an SAE of d_sae=32 features"):
         fit(MemoryRows(torch.randn(100, 4)), TrainConfig(**{**SMALL, "k": 33}), tmp_path, site=SITE)
@@ -366,11 +408,23 @@ def test_k_larger_than_the_width_is_refused(tmp_path):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"lr": -1.0}, "lr must be positive, got -1.0"),
         ({"decay": 2.0}, "decay is a part, between 0 and 1, got 2.0"),
+        ({"k": 2.5}, "k is a whole number, got 2.5"),
+        ({"k": True}, "k is a whole number, got True"),
+        ({"skip": "no"}, "skip is True or False, got 'no'"),
+        ({"betas": (0.9,)}, r"betas is 2 numbers, got \(0.9,\)"),
+        ({"epochs": math.inf}, "epochs is a finite number, got inf"),
+        ({"massive": math.nan}, "massive is a finite number, got nan"),
+        ({"architecture": "standard", "p_end": 2.0}, "p_end, the penalty's last exponent, .* at most 1, got 2.0"),
+        ({"architecture": "jumprelu", "penalty": "step"}, "penalty='step' needs sparsity: how much one active feature"),
+        ({"architecture": "matryoshka_batchtopk", "groups": ()}, r"groups are parts of the features: .*got \(\)"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(options, message):
+    recipe = TrainConfig(**{name: options[name] for name in ("architecture",) if name in options})
+    for name, value in options.items():
+        object.__setattr__(recipe, name, value)  # past the type checks that run in tests alone
     with pytest.raises(InputError, match=message):
-        TrainConfig(**options)
+        recipe.__post_init__()
 
 
 def test_a_real_store_and_the_command_line(tmp_path, capsys):
