@@ -99,13 +99,19 @@ def check_belongs(
     if force:
         return
     known = sae.config.metadata
-    made, name = known.get("model_name"), _name(model)
-    if made and name and _same_model(str(made)) != _same_model(name):
-        _refuse("model", str(made), name)
+    made = known.get("model_name")
+    if made and other_model(str(made), model):
+        _refuse("model", str(made), str(_name(model)))
     for given, key in ((site, "hook_name"), (site_out, "hook_name_out")):
         own = known.get("hook_names") if key == "hook_name" and known.get("hook_names") else known.get(key)
         if given and own and (a := _same_sites(own)) != (b := _same_sites(given)):
             _refuse("site", ", ".join(a), ", ".join(b))
+
+
+def other_model(one: HookedModel | str | None, other: HookedModel | str | None) -> bool:
+    """Whether two models, or the names they go by, are known to be different ones."""
+    names = [name for name in (_name(one), _name(other)) if name]
+    return len(names) == 2 and _same_model(names[0]) != _same_model(names[1])
 
 
 def _refuse(what: str, made: str, given: str) -> None:

@@ -89,13 +89,14 @@ def read_features(
     n_tokens: int = 10,
     threshold: float = math.inf,
     cache_bytes: int = 2**30,
+    force: bool = False,
     show: bool | None = False,
 ) -> Iterator[Feature]:
     """Every feature of `sae`, in order, read from all rows of `sources`; the work is done before this returns.
 
     `lens` gives promoted and suppressed tokens, `n_tokens` of each; `threshold` is the norm above which a row is
     massive and left out (see `saes.evaluate.threshold_of`); `cache_bytes` bounds the memory that saves
-    encoding rows twice.
+    encoding rows twice. An SAE made for another model or site is refused unless `force` is given.
     """
     for source in sources:
         check_tokens(*source)
@@ -104,7 +105,7 @@ def read_features(
             f"got {len(sources)} stores, before={before}, after={after}: expected one or more, and windows >= 0"
         )
     logs = [
-        FireLog(sae, source.store, site, threshold=threshold, cache_bytes=cache_bytes // len(sources))
+        FireLog(sae, source.store, site, threshold=threshold, cache_bytes=cache_bytes // len(sources), force=force)
         for source in sources
     ]
     firing, ranked = _count(logs, sources, sae, n_examples, show)

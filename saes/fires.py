@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interp.sites import Site
 from interp.store import ActivationStore
+from saes.belongs import check_belongs
 from saes.sae import SAE
 
 _ROWS = 4096
@@ -41,8 +42,13 @@ class FireLog:
         *,
         threshold: float = math.inf,
         cache_bytes: int = 2**30,
+        force: bool = False,
     ) -> None:
+        """An SAE made for another model or site than the store's is refused unless `force` is given."""
         self.sae, self.store, self.site = sae, store, store.site(site)
+        width = math.prod(store.manifest["row_shapes"][str(self.site)])
+        for spec in store.specs:
+            check_belongs(sae, model=spec.model, site=self.site, d=width, force=force)
         self.threshold = threshold
         self.n_rows_kept = 0
         """Rows of the last pass that are not massive."""

@@ -79,7 +79,9 @@ def sweep(
         raise InputError("the store holds no activations; extract some first")
     if (model is None) != (tokens is None) or (model is not None and evaluate_on is None):
         raise InputError("next-token loss needs all three of model, tokens and evaluate_on")
-    measure = None if evaluate_on is None else Measure(evaluate_on, sites, model, tokens, max_ce_tokens, device)
+    measure = (
+        None if evaluate_on is None else Measure(evaluate_on, sites, model, tokens, max_ce_tokens, device, rows=rows)
+    )
     names = named(grid)
     path.mkdir(parents=True, exist_ok=True)
     with only_writer(path):
@@ -87,6 +89,8 @@ def sweep(
             keys = dict.fromkeys(_key(rows, config) for config in configs_of(grid))
             streams = {key: open_streams.enter_context(Shared(rows, sites, *key)) for key in keys}
             shape = next(iter(streams.values())).shape()
+            if measure is not None:
+                measure.check_widths(shape)
             members = [Member(name, config, path / name) for name, config in names.items()]
             summary = _begun(Summary.open(path, rows, sites), members, shape)
             for key, stream in streams.items():

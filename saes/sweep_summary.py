@@ -23,13 +23,14 @@ from interp.progress import bar
 from interp.sealing import digest, read_json, write_json
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile
+from saes.belongs import other_model
 from saes.config import SAEConfig
 from saes.evaluate import combine, evaluate
 from saes.fitting import Rows, TrainedSites, is_finished
 from saes.recipe import TrainConfig
 from saes.row_quality import measure_rows, thresholds_of
 from saes.sae import SAE
-from saes.sweep_config import FILE
+from saes.sweep_config import FILE, Shape
 from saes.sweep_config import PAGE as PAGE
 
 if TYPE_CHECKING:
@@ -56,11 +57,43 @@ class Measure:
         tokens: TokenFile | None,
         max_ce_tokens: int,
         device: str | torch.device,
+        *,
+        rows: Rows,
     ) -> None:
+        """Refuses, before anything is trained on `rows`, what members could not be evaluated on afterwards."""
         self.store, self.sites, self.model, self.tokens = store, sites, model, tokens
         self.max_ce_tokens, self.device = max_ce_tokens, device
         text = None if model is None or tokens is None else [model.name, model.revision, tokens.digest, max_ce_tokens]
         self.key = digest([store.manifest, text])
+        self._check(rows)
+
+    def _check(self, rows: Rows) -> None:
+        """Rows at all sites, of the same model."""
+        store = self.store
+        if len(store) == 0:
+            raise InputError(f"{store.path} holds no activations to evaluate on; extract some first")
+        for site in self.sites.all:
+            store.site(site)
+        trained = (rows.manifest.get("parts") or [{}])[0].get("spec", {}).get("model")
+        for spec in store.specs:
+            if other_model(trained, spec.model):
+                raise InputError(
+                    f"{store.path} holds activations of {spec.model}, the rows to train on are of {trained}: give "
+                    "held-out rows of the same model"
+                )
+        if other_model(trained, self.model):
+            name = None if self.model is None else self.model.name
+            raise InputError(f"next-token loss was asked for in {name}, the rows to train on are of {trained}")
+
+    def check_widths(self, shape: Shape) -> None:
+        """Refuse a store of other widths than the rows turned out to have."""
+        found = [math.prod(self.store.manifest["row_shapes"][str(site)]) for site in self.sites.all]
+        expected = [*shape.read, *([] if shape.written is None else [shape.written])]
+        if found != expected:
+            raise InputError(
+                f"{self.store.path} holds activations of width {' and '.join(map(str, found))}, the rows to train on "
+                f"have {' and '.join(map(str, expected))}: give held-out rows of the same model"
+            )
 
     def __call__(self, path: Path) -> dict[str, Any]:
         """The figures of the SAE in a folder, as JSON values."""

@@ -13,6 +13,7 @@ from interp.errors import InputError
 from interp.lens import Lens
 from saes import fires, ranking
 from saes.examples import Example, Feature, Source, load_features, read_features, write_features
+from saes.fires import FireLog
 from saes.firing import EDGES, N_BINS, FiringFitter
 from saes.ranking import Ranking
 from tests import planted
@@ -305,6 +306,28 @@ def test_the_wrong_token_file_is_refused(tmp_path):
             planted.SITE,
             tokenizer=planted.word_tokenizer(),
         )
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        ({"model_name": "gpt2"}, "was made for the model gpt2, and is asked to work on planted"),
+        ({"hook_name": "blocks.0.hook_resid_post"}, "was made for the site blocks.0.hook_resid_post"),
+    ],
+)
+def test_an_sae_of_another_model_or_site_is_refused(tmp_path, made, message):
+    source, _, _ = _store(tmp_path, "a", [20, 20], 0)
+    sae = planted.orthonormal_sae(12, 10, 3, **made)
+    with pytest.raises(InputError, match=message):
+        FireLog(sae, source.store, planted.SITE)
+    with pytest.raises(InputError, match=message):
+        read_features(sae, [source], planted.SITE, tokenizer=planted.word_tokenizer())
+    found = list(read_features(sae, [source], planted.SITE, tokenizer=planted.word_tokenizer(), force=True))
+    plain = planted.orthonormal_sae(12, 10, 3)
+    assert found == list(read_features(plain, [source], planted.SITE, tokenizer=planted.word_tokenizer()))
+    wide = planted.orthonormal_sae(13, 10, 3)
+    with pytest.raises(InputError, match="reads activations of width 13, these have width 12"):
+        read_features(wide, [source], planted.SITE, tokenizer=planted.word_tokenizer(), force=True)
 
 
 @pytest.mark.parametrize("sources,before", [(0, 3), (1, -1)])

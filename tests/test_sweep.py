@@ -15,8 +15,9 @@ import torch
 
 from interp.errors import InputError
 from interp.loop import checkpoints
+from interp.model import HookedModel
 from interp.sealing import only_writer
-from interp.store import ActivationBatch
+from interp.store import ActivationBatch, ActivationStore
 from interp.stream import ActivationStream
 from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE
@@ -26,6 +27,7 @@ from saes.sweep_summary import Summary
 from saes.train import fit
 from tests import planted
 from tests.rows import SITE, MemoryRows, sparse_mixture
+from tests.tiny_models import tiny
 from tests.toy_store import ToyModel, token_file
 
 SMALL = {"d_sae": 32, "k": 3, "batch_size": 64, "lr": 3e-3, "tokens": 1280, "dead_after_tokens": 300, "sample": 256,
@@ -245,6 +247,38 @@ def test_held_out_figures_are_those_of_the_evaluation(tmp_path):
         pareto(tmp_path / "sweep", "delta_ce")
     with pytest.raises(InputError, match=r"holds a sweep with another store .*planted"):
         sweep(held_out, grid, tmp_path / "sweep", **options)
+
+
+def test_held_out_rows_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path):
+    tokens = planted.token_file(tmp_path / "tokens", [30] * 4)
+    doc, position, x = torch.arange(120) // 30, torch.arange(120) % 30, sparse_mixture(120)[0]
+
+    def stored(name: str, acts: torch.Tensor, *, model: str = "planted", **others) -> ActivationStore:
+        store = planted.store(tmp_path / name, tokens, acts, doc[: len(acts)], position[: len(acts)], others=others)
+        manifest = json.loads((store.path / "manifest.json").read_text())
+        manifest["parts"][0]["spec"]["model"] = model
+        (store.path / "manifest.json").write_text(json.dumps(manifest))
+        return ActivationStore.open(store.path)
+
+    second, named_model = "blocks.1.hook_mlp_out", HookedModel.wrap(tiny("llama"))
+    named_model.name = "gpt2"
+    rows = stored("rows", x, **{second: x[:, :5]})
+    options = {"site": planted.SITE, "show": False}
+    refused = [
+        (stored("narrow", x[:, :7]), {}, "holds activations of width 7, the rows to train on have 16"),
+        (stored("other", x, model="gpt2"), {}, "holds activations of gpt2, the rows to train on are of planted"),
+        (stored("one", x), {"site_out": second}, f"holds {planted.SITE}, not {second}"),
+        (stored("out", x, **{second: x[:, :4]}), {"site_out": second}, "of width 16 and 4, .* have 16 and 5"),
+        (rows, {"model": named_model, "tokens": tokens}, "next-token loss was asked for in .*, the rows .* of planted"),
+    ]
+    for number, (held_out, more, message) in enumerate(refused):
+        with pytest.raises(InputError, match=message):
+            config = TrainConfig(**{**SMALL, "tokens": 64})
+            sweep(rows, [config], tmp_path / f"{number}", evaluate_on=held_out, **options | more)
+        assert not list(tmp_path.glob(f"{number}/*/training"))
+    unnamed = stored("copy", x, model="hub/Planted")  # another spelling of the same name
+    config = TrainConfig(**{**SMALL, "tokens": 64})
+    assert sweep(rows, [config], tmp_path / "sweep", evaluate_on=unnamed, **options).held_out
 
 
 def test_grid_leaves_out_what_an_architecture_does_not_use_and_merges():
