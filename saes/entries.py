@@ -4,7 +4,7 @@ Every penalty and gate is written once over either form: per entry, with per-fea
 to the entries by `at` and `of_tokens`. Sparse entries are compressed by token, as in `saes.codes`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +58,21 @@ def entries_above(
     centred, f = sae.centred(x), sae.config.d_sae
     if not dense:
         return Entries(*threshold_encode(centred, sae.W_enc, sae.b_enc, floor, compute=compute), f)
-    read = (centred, sae.encoder, sae.b_enc)
     if compute is not None:
-        return Entries(functional.linear(*(t.to(compute) for t in read)).to(x.dtype), None, None, f)
-    return Entries(functional.linear(*read), None, None, f)
+        return Entries(_Linear.apply(centred, sae.encoder, sae.b_enc, compute), None, None, f)
+    return Entries(functional.linear(centred, sae.encoder, sae.b_enc), None, None, f)
+
+
+class _Linear(torch.autograd.Function):
+    """A dense product in lower precision, with gradients in full: weights learn from unrounded ones, as when sparse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, bias: Tensor, compute: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, rows)
+        return functional.linear(*(t.to(compute) for t in (x, rows, bias))).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = gradients
+        x, rows = ctx.saved_tensors
+        return g @ rows, g.T @ x, g.sum(0), None
