@@ -5,7 +5,7 @@
 
     wandb:PROJECT        Weights & Biases; its own variables decide the rest (WANDB_MODE=offline, WANDB_DIR, ...)
     trackio:PROJECT      trackio; local unless its own variables name a Space or a server
-    tensorboard:FOLDER   event files in FOLDER/name
+    tensorboard:FOLDER   event files in FOLDER/NAME-DIGEST, the digest telling runs of different config apart
 
 A run that is continued after a kill sends the lines since its last checkpoint again, equal to the first time. W&B and
 trackio find the run of the same name and config again, and what they know already is not sent twice (except to W&B
@@ -110,6 +110,11 @@ def _installed(module: str, *, has: str) -> Any:
     return found
 
 
+def _named(name: str, config: dict[str, Any]) -> str:
+    """A name that runs of different config do not share."""
+    return f"{name}-{digest([name, config])[:8]}"
+
+
 def _wandb(project: str, name: str | None, config: dict[str, Any]) -> OpenTracker:
     wandb = _installed("wandb", has="init")
     identity = digest([name, config])[:16]
@@ -137,7 +142,7 @@ def _wandb(project: str, name: str | None, config: dict[str, Any]) -> OpenTracke
 
 def _trackio(project: str, name: str | None, config: dict[str, Any]) -> OpenTracker:
     trackio = _installed("trackio", has="init")
-    name = f"{name or 'run'}-{digest([name, config])[:8]}"  # it finds a run again by name alone
+    name = _named(name or "run", config)  # it finds a run again by name alone
 
     def begin() -> Any:
         return trackio.init(
@@ -161,7 +166,7 @@ def _trackio(project: str, name: str | None, config: dict[str, Any]) -> OpenTrac
 def _tensorboard(folder: str, name: str | None, config: dict[str, Any]) -> OpenTracker:
     _installed("tensorboard", has="__version__")
     writers = _installed("torch.utils.tensorboard", has="SummaryWriter")
-    path = Path(folder, name) if name else Path(folder)
+    path = Path(folder, _named(name, config)) if name else Path(folder)
     opened: list[Any] = []
 
     def send(step: int, values: dict[str, float]) -> None:

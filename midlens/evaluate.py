@@ -10,8 +10,9 @@ from midlens.console import say
 class Evaluate:
     """Evaluate an SAE: explained variance, L0, dead features, the model's loss with the SAE spliced in, and more."""
 
-    sae: Path
-    """The SAE's folder (`cfg.json`, `sae_weights.safetensors`)."""
+    sae: str
+    """The SAE: a folder, a file, a hub repository (organisation/name:folder) or a preset, in any layout that
+    `saes.interop.load_sae` knows."""
     store: Path
     """A store of held-out activations."""
     tokens: Path
@@ -35,8 +36,11 @@ class Evaluate:
     """Words of each letter in the absorption task."""
     geometry: bool = False
     """How the dictionary's directions lie to one another."""
-    against: Path | None = None
-    """Another SAE of the same site: features matched one to one, and splits of the narrower in the wider."""
+    trust_pickle: bool = False
+    """Open SAEs that are pickles, for tensors only; without this they are refused."""
+    against: str | None = None
+    """Another SAE of the same model and site, named like `sae`: features matched one to one, and splits of the narrower
+    in the wider."""
     force: bool = False
     """Evaluate an SAE that was made for another model or site all the same."""
     device: str | None = None
@@ -52,10 +56,11 @@ class Evaluate:
         from interp.store import ActivationStore
         from interp.tokenfile import TokenFile
         from saes.evaluate import evaluate, names_of
-        from saes.sae import SAE
+        from saes.interop import load_sae
         from saes.suite import SuiteConfig, as_text, run_suite
 
-        sae, store, tokens = SAE.load(self.sae), ActivationStore.open(self.store), TokenFile.open(self.tokens)
+        sae = load_sae(self.sae, trust_pickle=self.trust_pickle)
+        store, tokens = ActivationStore.open(self.store), TokenFile.open(self.tokens)
         name, sites = names_of(sae, store, model=self.model, site=self.site)
         site = sites[0] if len(sites) == 1 else sites
         model = HookedModel.load(name, device=self.device)

@@ -21,6 +21,7 @@ class Train(RowsOptions, TrainConfig):
         import dataclasses
 
         from interp.trackers import open_tracker
+        from saes.fitting import TrainedSites, settings
         from saes.train import fit
 
         recipe = TrainConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TrainConfig)})
@@ -28,7 +29,7 @@ class Train(RowsOptions, TrainConfig):
         with contextlib.ExitStack() as held:
             tracker = None
             if self.track is not None:
-                facts = dataclasses.asdict(recipe) | {"site": str(site), "site_out": self.site_out}
+                facts = settings(rows, recipe, TrainedSites.parse(site, self.site_out))
                 tracker = held.enter_context(open_tracker(self.track, name=self.out.name, config=facts))
             fit(rows, recipe, self.out, site=site, site_out=self.site_out, device=self.chosen_device(), tracker=tracker)
         say(str(self.out.resolve()))

@@ -108,6 +108,35 @@ def check_belongs(
             _refuse("site", ", ".join(a), ", ".join(b))
 
 
+def check_comparable(sae: SAE, other: SAE, *, name: str, force: bool = False) -> None:
+    """Refuse to compare an SAE with one (called `name`) that writes another width, model or site; `force` overlooks
+    all but the width."""
+    if other.W_dec.shape[1] != sae.W_dec.shape[1]:
+        raise InputError(
+            f"{name} writes width {other.W_dec.shape[1]}, this SAE width {sae.W_dec.shape[1]}: "
+            "only SAEs of one site can be compared"
+        )
+    if force:
+        return
+    own, its = sae.config.metadata, other.config.metadata
+    models = own.get("model_name"), its.get("model_name")
+    if all(models) and other_model(*map(str, models)):
+        _not_comparable(name, "model", *models)
+    written = [
+        known.get("hook_name_out") if one.config.is_transcoder else known.get("hook_names") or known.get("hook_name")
+        for one, known in ((sae, own), (other, its))
+    ]
+    if all(written) and (a := _same_sites(written[0])) != (b := _same_sites(written[1])):
+        _not_comparable(name, "site", ", ".join(a), ", ".join(b))
+
+
+def _not_comparable(name: str, what: str, own: object, its: object) -> None:
+    raise InputError(
+        f"{name} was made for the {what} {its}, this SAE for {own}: their directions have nothing in common. Give one "
+        f"of the same {what}, or insist (force=True, --force) where you know that they belong together"
+    )
+
+
 def other_model(one: HookedModel | str | None, other: HookedModel | str | None) -> bool:
     """Whether two models, or the names they go by, are known to be different ones."""
     names = [name for name in (_name(one), _name(other)) if name]

@@ -101,7 +101,7 @@ def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None
     with stages.stage("activations", str(site)):
         stores = _stores(config, model, tokens, site, say)
     with stages.stage("training", f"{config.architecture}, {config.expansion} x {model.cfg.d_model} features"):
-        sae = fit(stores["train"], recipe, out / "sae", site=site)
+        sae = fit(stores["train"], recipe, out / "sae", site=site, device=model.device).to(model.device)
     with stages.stage("evaluation", f"{len(stores['held_out']):,} held-out rows"):
         evaluation = _evaluation(config, sae, stores["held_out"], site, model, tokens["held_out"])
     with stages.stage("features", "contexts, densities, promoted and suppressed tokens"):

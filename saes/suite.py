@@ -9,16 +9,17 @@ and a comparison with another SAE.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.sites import Site
 from saes.absorption import AbsorptionConfig, absorption
+from saes.belongs import check_comparable
 from saes.evaluation import as_lines
 from saes.first_letter import vocabulary_words
 from saes.geometry import geometry, splitting
+from saes.interop.load import load_sae
 from saes.labelled import TASKS, LabelledTexts, bundled, from_corpus, read_labelled
 from saes.sae import SAE
 from saes.sparse_probing import sparse_probing
@@ -35,8 +36,10 @@ class SuiteConfig:
     words_per_letter: int = 100
     """Words of each letter in the absorption task."""
     geometry: bool = False
-    against: Path | None = None
-    """The folder of another SAE of the same site, to match and to find splits in."""
+    against: str | None = None
+    """Another SAE of the same model and site, by folder or name, to match and to find splits in."""
+    trust_pickle: bool = False
+    """Open it even if it is a pickle (for tensors only)."""
     seed: int = 0
 
 
@@ -51,17 +54,15 @@ def run_suite(
 ) -> dict[str, Any]:
     """Run what is asked for."""
     tasks = [data for name in config.probing for data in tasks_of(name)]  # a wrong name is found before anything runs
-    other = SAE.load(config.against) if config.against is not None else None
-    if other is not None and other.W_dec.shape[1] != sae.W_dec.shape[1]:
-        raise InputError(
-            f"{config.against} writes width {other.W_dec.shape[1]}, this SAE width {sae.W_dec.shape[1]}: "
-            "only SAEs of one site can be compared"
-        )
+    other = None
+    if config.against is not None:
+        other = load_sae(config.against, trust_pickle=config.trust_pickle)
+        check_comparable(sae, other, name=config.against, force=force)
     parts: dict[str, Any] = {}
     if config.geometry:
         parts["geometry"] = geometry(sae).to_json()
     if other is not None:
-        parts["against"] = compare(sae, other.to(sae.W_dec.device)) | {"sae": str(config.against)}
+        parts["against"] = compare(sae, other.to(sae.W_dec.device)) | {"sae": config.against}
     if tasks:
         found = [sparse_probing(sae, model, data, site, seed=config.seed, force=force, show=show) for data in tasks]
         parts["probing"] = {probing.task: probing.to_json() for probing in found}

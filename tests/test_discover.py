@@ -15,6 +15,7 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from saes.discover import DiscoverConfig, discover
 from saes.sae import SAE
+from tests import planted
 from tests.tiny_models import tiny
 
 WORDS = (
@@ -85,6 +86,30 @@ def test_whole_then_again(config: DiscoverConfig, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(discover_module, name, forbidden)
     monkeypatch.setattr(HookedModel, "_forward", _only_one_token(HookedModel._forward))
     assert discover(config) == path
+
+
+def test_the_sae_is_trained_and_used_where_the_model_is(config: DiscoverConfig, monkeypatch: pytest.MonkeyPatch):
+    """Both ways: `fit` is given the model's device, and an SAE that it loads on another one is moved."""
+    elsewhere, given = torch.device("meta"), []
+
+    class Stop(Exception):
+        pass
+
+    def fitted(*arguments: object, device: object = "cpu", **options: object) -> SAE:
+        given.append(device)
+        return planted.orthonormal_sae(48, 24, 8)
+
+    def evaluated(config: DiscoverConfig, sae: SAE, *arguments: object):
+        given.append(sae.W_dec.device)
+        raise Stop
+
+    monkeypatch.setattr(discover_module, "_stores", lambda *_: {"train": [], "held_out": []})
+    monkeypatch.setattr(discover_module, "fit", fitted)
+    monkeypatch.setattr(discover_module, "_evaluation", evaluated)
+    monkeypatch.setattr(HookedModel, "device", property(lambda self: elsewhere))
+    with pytest.raises(Stop):
+        discover(config)
+    assert given == [elsewhere, elsewhere]
 
 
 def _only_one_token(forward):

@@ -17,8 +17,10 @@ from interp.sites import Site
 from midlens.__main__ import main
 from midlens.evaluate import Evaluate
 from saes.belongs import check_belongs, limits_of
+from saes.config import SAEConfig
 from saes.evaluate import Evaluation, _content, evaluate, measure_loss, measure_rows, names_of, row_norms, threshold_of
 from saes.reconstruction import ReconstructionFitter
+from saes.sae import SAE
 from saes.splice import massive_threshold, replace_rows
 from saes.train import TrainConfig, fit
 from tests import planted
@@ -533,6 +535,39 @@ def test_limits_of_several_sites_are_told_apart():
         limits_of(wrong, [a])
 
 
+def test_the_command_evaluates_other_tools_saes(tmp_path, monkeypatch, capsys):
+    """A folder of Gemma Scope's, and a pickle of Goodfire's: figures as of the same SAE in our own layout."""
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    _text_and_rows(tmp_path, model)
+    monkeypatch.setattr(HookedModel, "load", lambda name, **options: model)
+    plain = planted.orthonormal_sae(48, 24, 8)
+    weights = {"W_enc": plain.W_enc, "b_enc": plain.b_enc, "W_dec": plain.W_dec, "b_dec": plain.b_dec}
+    weights = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "params.npz", threshold=np.zeros(24, np.float32),
+             **{name: tensor.numpy() for name, tensor in weights.items()})  # fmt: skip
+    names = {"encoder_linear.weight": "W_enc", "decoder_linear.weight": "W_dec",
+             "encoder_linear.bias": "b_enc", "decoder_linear.bias": "b_dec"}  # fmt: skip
+    torch.save(
+        {new: (weights[old].T.contiguous() if weights[old].ndim == 2 else weights[old]) for new, old in names.items()},
+        tmp_path / "sae.pth",
+    )
+    config = SAEConfig(d_in=48, d_sae=24, architecture="standard", apply_b_dec_to_input=False)
+    SAE.of_weights(config, **weights).save(tmp_path / "own")
+    common = ["evaluate", "--store", str(tmp_path / "store"), "--tokens", str(tmp_path / "tokens"), "--site", SITE]
+    shown = []
+    for options in ("--sae npz", "--sae sae.pth --trust-pickle", "--sae own --against npz"):
+        placed = [word if word.startswith("--") else str(tmp_path / word) for word in options.split()]
+        assert main([*common, *placed]) == 0
+        shown.append(dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()))
+    assert shown[0]["explained_variance"] == shown[1]["explained_variance"] == shown[2]["explained_variance"]
+    assert shown[2]["against.matching.share_over_09"].startswith("1")
+    assert main([*common, "--sae", str(tmp_path / "sae.pth")]) == 2
+    assert "--trust-pickle" in capsys.readouterr().err
+    assert main([*common, "--sae", "no-such-sae"]) == 2
+    assert "'no-such-sae' is no file or folder here, no preset" in capsys.readouterr().err
+
+
 def test_the_command_runs_everything_into_one_file(tmp_path, monkeypatch, capsys):
     model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
     _text_and_rows(tmp_path, model)
@@ -553,6 +588,15 @@ def test_the_command_runs_everything_into_one_file(tmp_path, monkeypatch, capsys
     assert found.parts["against"]["splitting"]["one_child"] == 1 and found.parts["geometry"]["decoder"]["most"] < 1e-5
     assert float(shown["probing.mine.dense"]) == pytest.approx(found.parts["probing"]["mine"]["mean_accuracy"]["dense"])
     assert shown["explained_variance"] and shown["against.splitting.wide"] == "32"
+    for made, message in (
+        ({"hook_name": "blocks.0.hook_resid_post"}, "was made for the site blocks.0.hook_resid_post, this SAE for"),
+        ({"model_name": "gpt2"}, "was made for the model gpt2, this SAE for pythia-70m"),
+    ):
+        planted.orthonormal_sae(48, 24, 8, model_name="pythia-70m", hook_name=SITE).save(tmp_path / "sae")
+        planted.orthonormal_sae(48, 32, 8, **{"hook_name": SITE} | made).save(tmp_path / "other")
+        assert main([*common, "--geometry", "--against", str(tmp_path / "other")]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*common, "--against", str(tmp_path / "other"), "--force"]) == 0
     assert main([*common, "--probing", "colours"]) == 2
     assert "'colours' is no probing task: expected language" in capsys.readouterr().err
     assert main([*common, "--absorption"]) == 2

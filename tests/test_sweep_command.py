@@ -14,7 +14,7 @@ from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE
 from saes.sweep import Summary
 from saes.train import fit
-from tests.test_trackers import points
+from tests.test_trackers import only, points
 from tests.tiny_models import tiny
 from tests.toy_store import documents, token_file, word_tokenizer
 
@@ -95,9 +95,7 @@ def test_transcoders_crosscoders_and_trackers(source: Path, tmp_path: Path, caps
     sae = SAE.load(tmp_path / "across")
     assert sae.config.is_transcoder and sae.config.skip and sae.config.metadata["hook_name_out"] == SITES[1]
     logged = [json.loads(line) for line in (tmp_path / "across/training/metrics.jsonl").read_text().splitlines()]
-    assert points(tmp_path / "tb" / "across")["loss"] == [
-        (line["step"], pytest.approx(line["loss"])) for line in logged
-    ]
+    assert points(only(tmp_path / "tb"))["loss"] == [(line["step"], pytest.approx(line["loss"])) for line in logged]
     both = ["--site", *SITES, "--architecture", "batchtopk", "--out", tmp_path / "both"]
     assert run(capsys, *common, *both)[0] == 0
     known = SAE.load(tmp_path / "both").config
@@ -108,6 +106,15 @@ def test_transcoders_crosscoders_and_trackers(source: Path, tmp_path: Path, caps
     config = TrainConfig(architecture="batchtopk", d_sae=24, k=3, epochs=1.0, batch_size=64)
     fit(store, config, tmp_path / "alone", site=SITES)
     assert (tmp_path / "alone" / CFG).read_bytes() == (tmp_path / "both" / CFG).read_bytes()
+
+
+def test_trainings_on_different_stores_are_different_runs_at_the_tracker(source: Path, tmp_path: Path, capsys):
+    for name in ("train", "held-out"):
+        options = ["--store", source / name, "--site", "resid_post.0", "--d-sae", 24, "--k", 3, "--epochs", 1,
+                   "--batch-size", 64, "--device", "cpu", "--track", f"tensorboard:{tmp_path / 'tb'}"]  # fmt: skip
+        assert run(capsys, "train", *options, "--out", tmp_path / name / "sae")[0] == 0
+    found = {folder.name for folder in (tmp_path / "tb").iterdir()}
+    assert len(found) == 2 and all(name.startswith("sae-") for name in found)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,12 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(p.step, p.value) for p in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
+def only(folder: Path) -> Path:
+    """The one folder in a folder."""
+    (found,) = folder.iterdir()
+    return found
+
+
 def test_tensorboard_reads_every_point_and_forgets_what_a_killed_run_sent_too_much(tmp_path):
     """The first run is killed (never closed) after step 50, its last checkpoint was of step 30."""
     spec, config = f"tensorboard:{tmp_path / 'tb'}", {"k": 32, "architecture": "topk"}
@@ -36,7 +42,7 @@ def test_tensorboard_reads_every_point_and_forgets_what_a_killed_run_sent_too_mu
     with open_tracker(spec, name="a", config=config) as tracker:
         for step in (40, 50, 60):
             tracker(line(step))
-    found = points(tmp_path / "tb" / "a")
+    found = points(only(tmp_path / "tb"))
     assert found.keys() == {"loss", "l0"}
     assert [step for step, _ in found["loss"]] == [10, 20, 30, 40, 50, 60]
     assert [v for _, v in found["loss"]] == pytest.approx([7.0, 7.0, 7.0, 1 / 40, 1 / 50, 1 / 60])
@@ -46,11 +52,14 @@ def test_tensorboard_reads_every_point_and_forgets_what_a_killed_run_sent_too_mu
 def test_tensorboard_shows_the_config_and_keeps_runs_apart(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for name, k in (("a", 16), ("b", 32)):
+    for name, k in (("a", 16), ("b", 32), ("a", 32)):
+        before = set(tmp_path.iterdir())
         with open_tracker(f"tensorboard:{tmp_path}", name=name, config={"k": k}) as tracker:
             tracker(line(10))
-            assert points(tmp_path / name)["l0"] == [(10, 32.0)]  # on disk before the run has ended
-        found = EventAccumulator(str(tmp_path / name))
+            (folder,) = set(tmp_path.iterdir()) - before
+            assert folder.name.startswith(f"{name}-")
+            assert points(folder)["l0"] == [(10, 32.0)]  # on disk before the run has ended
+        found = EventAccumulator(str(folder))
         found.Reload()
         (event,) = found.Tensors("config/text_summary")
         assert json.loads(event.tensor_proto.string_val[0].decode().strip("`json\n")) == {"k": k}

@@ -141,7 +141,8 @@ def _pickle(path: Path, *, trusted: bool) -> dict[str, Tensor]:
     if not trusted:
         raise InputError(
             f"{path} is a pickle, and opening a pickle can run any program hidden in it; expected safetensors. "
-            "If you trust whoever made it, pass trust_pickle=True (it is then opened for tensors only, weights_only)"
+            "If you trust whoever made it, pass trust_pickle=True, --trust-pickle (it is then opened for tensors only, "
+            "weights_only)"
         )
     try:
         with path.open("rb") as file:  # by name, torch would take a pickle called .safetensors for what it says it is
