@@ -71,7 +71,7 @@ def _descend(state: TrainState) -> None:
             gradient.addcmul_((gradient * row).sum(1, keepdim=True), row, value=-1)
     torch.nn.utils.clip_grad_norm_(state.parameters.values(), state.config.clip)
     for group in state.adam.param_groups:
-        group["lr"] = state.rate(state.step)
+        group["lr"] = state.rate(state.step) * group["factor"]
     state.adam.step()
     state.adam.zero_grad()
     if unit:

@@ -45,6 +45,7 @@ _SPECIFIC: dict[str, tuple[tuple[str, ...], Any]] = {
     "penalty": (("jumprelu",), "target"),
     "bandwidth": (("jumprelu",), None),
     "threshold": (("jumprelu",), None),
+    "threshold_rate": (("jumprelu",), None),
     "tanh_scale": (("jumprelu",), None),
     "pre_act": (("jumprelu",), None),
 }
@@ -86,8 +87,8 @@ class TrainConfig:
     """Part of the steps over which `sparsity` rises linearly from 0."""
     start_l0: float | None = None
     """Active features per token before the first step (standard, gated: through the biases; jumprelu: through the
-    thresholds). By default k where jumprelu aims at k (thresholds move by about the learning rate a step, and would not
-    arrive in a short run); elsewhere whatever the start gives, about half of the features."""
+    thresholds). By default 2 k where jumprelu aims at k (thresholds move by about their learning rate a step, and
+    would not arrive in a short run); elsewhere whatever the start gives, about half of the features."""
     p_end: float | None = None
     """Exponent of the penalty at the end (standard): below 1, p-annealing from 1 in `p_steps` equal steps."""
     p_start: float | None = None
@@ -98,9 +99,14 @@ class TrainConfig:
     """jumprelu: `target`: sparsity (L0 / k - 1)^2; `step`: sparsity L0; `tanh`: sparsity sum tanh(tanh_scale f), whose
     straight-through gradients reach all parameters."""
     bandwidth: float | None = None
-    """jumprelu: width of the straight-through window; by default 0.001 sqrt(d), for `tanh` 2."""
+    """jumprelu: width of the straight-through window; by default 1 for `target`, 2 for `tanh`, 0.001 sqrt(d) for `step`
+    (Gemma Scope; with so narrow a window few entries of a batch move a threshold, which takes billions of tokens)."""
     threshold: float | None = None
-    """jumprelu: the thresholds' start; by default the bandwidth, for `tanh` 0.1."""
+    """jumprelu: the thresholds' start, and their least where `start_l0` sets it; by default 0.1, for `step` the
+    bandwidth."""
+    threshold_rate: float | None = None
+    """jumprelu: learning rate of the (logarithms of the) thresholds, as a multiple of the others'; 5 for `target`,
+    which has to bring them to where k features fire, else 1."""
     tanh_scale: float | None = None
     """jumprelu, `tanh` (4)."""
     pre_act: float | None = None
@@ -161,7 +167,7 @@ class TrainConfig:
         positive = (
             "d_sae epochs clip massive lr tokens k_aux k_start dead_after_tokens p_end p_steps bandwidth threshold"
         )
-        for name in (*positive.split(), "tanh_scale", "start_l0"):
+        for name in (*positive.split(), "tanh_scale", "start_l0", "threshold_rate"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {value}")
         for name in ("warmup", "decay", "k_anneal", "sparsity_warmup", "p_start", "threshold_momentum"):
@@ -202,12 +208,13 @@ class TrainConfig:
             values["k_start"] = self.k
         if self.architecture == "jumprelu":
             tanh, root = values.get("penalty", self.penalty) == "tanh", math.sqrt(shape.d_in)
-            bandwidth = self.bandwidth or (2.0 if tanh else 0.001 * root)
-            values["bandwidth"] = bandwidth
-            values["threshold"] = self.threshold or (0.1 if tanh else bandwidth)
             aims = values.get("penalty", self.penalty) == "target"
-            if self.start_l0 is None and aims and self.k < shape.d_sae:
-                values["start_l0"] = float(self.k)
+            bandwidth = self.bandwidth or (1.0 if aims else 2.0 if tanh else 0.001 * root)
+            values["bandwidth"] = bandwidth
+            values["threshold"] = self.threshold or (0.1 if aims or tanh else bandwidth)
+            values["threshold_rate"] = self.threshold_rate or (5.0 if aims else 1.0)
+            if self.start_l0 is None and aims and 2 * self.k < shape.d_sae:
+                values["start_l0"] = 2.0 * self.k
             if tanh:
                 values["tanh_scale"] = self.tanh_scale or 4.0
                 values["pre_act"] = 3e-6 / root if self.pre_act is None else self.pre_act

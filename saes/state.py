@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,11 @@ class TrainState:
         if config.architecture == "jumprelu":
             start = torch.full_like(sae.b_enc, self.length(config.threshold)).log()
             self.parameters["log_threshold"] = nn.Parameter(start)
-        self.adam = torch.optim.Adam(self.parameters.values(), lr=0.0, betas=config.betas, eps=6.25e-10, fused=True)
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter], "factor": (config.threshold_rate or 1.0) if name == "log_threshold" else 1.0}
+            for name, parameter in self.parameters.items()
+        ]
+        self.adam = torch.optim.Adam(groups, lr=0.0, betas=config.betas, eps=6.25e-10, fused=True)
         self.silent = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.seen, self.massive = torch.zeros(2, dtype=torch.int64, device=device)

@@ -371,6 +371,15 @@ def test_a_short_run_saves_a_threshold_that_fits_its_last_steps(tmp_path, archit
     assert 8 * 0.8 < active < 8 * 1.2, active
 
 
+def test_thresholds_reach_the_target_in_a_short_run(tmp_path):
+    """150 steps by default settings: jumprelu fires as often as it is told to, and explains most of the data."""
+    x = sparse_mixture(4000, d=32, f=128)[0]
+    recipe = TrainConfig(architecture="jumprelu", d_sae=128, k=8, batch_size=256, tokens=150 * 256, lr=3e-3)
+    sae = fit(MemoryRows(x), recipe, tmp_path, site=SITE)
+    assert 8 * 0.8 < sae.encode(x).counts.float().mean() < 8 * 1.2
+    assert 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum() > 0.8
+
+
 def test_a_folder_that_holds_another_sae_is_left_alone(tmp_path):
     SAE(SAEConfig(d_in=99, d_sae=7, k=2)).save(tmp_path)
     with pytest.raises(InputError, match="holds an SAE that was not trained there; give this run another folder"):
