@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.progress import bar
-from interp.sealing import differences, read_json, sync, write_json
+from interp.sealing import KEPT_WHOLE, differences, full_disk, read_json, sync, write_json
 from interp.tensorfile import read_tensors, write_tensors
 from interp.trackers import Guarded, Tracker
 
@@ -216,8 +216,12 @@ class Metrics:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        try:
+            with self.path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise full_disk(error, self.path.parent, needed=len(text), kept=KEPT_WHOLE) or error from error
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that relies on them."""

@@ -20,6 +20,8 @@ from typing import Any
 
 from interp.errors import InputError
 
+KEPT_WHOLE = "What was written before is whole."
+
 
 def partial_name(final: Path) -> Path:
     """The temporary name under which `final` is written."""
@@ -44,9 +46,13 @@ def sync(path: Path) -> None:
 
 def write_sealed(path: Path, content: bytes | str) -> None:
     """Write a small file so that it is never seen half-written."""
-    partial = partial_name(path)
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    publish(partial, path)
+    partial, whole = partial_name(path), content.encode() if isinstance(content, str) else content
+    try:
+        partial.write_bytes(whole)
+        publish(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise full_disk(error, path.parent, needed=len(whole), kept=KEPT_WHOLE) or error from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from interp.errors import InputError
 from interp.loop import Course, Metrics, NotFinite, Pace, checkpoints, save_checkpoint, train
+from interp.sealing import write_json
 from interp.tensorfile import read_tensors, write_tensors
 
 
@@ -229,3 +230,22 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_is_missing(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(tmp_path) == before
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_full_disk_under_metrics_and_json_says_so_too(tmp_path):
+    log = Metrics(tmp_path / "metrics.jsonl", after=0)
+    log.write({"step": 1})
+    write_json(tmp_path / "facts.json", {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"the disk under .* is full .* is whole\. Make room"):
+            log.write({"step": 2, "text": "x" * 50})
+        with pytest.raises(InputError, match=r"the disk under .* is full .* is whole\. Make room"):
+            write_json(tmp_path / "facts.json", {"step": 2, "text": "x" * 50})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads((tmp_path / "facts.json").read_text()) == {"step": 1}
+    assert names(tmp_path) == [] and not list(tmp_path.glob(".*"))
+    Metrics(tmp_path / "metrics.jsonl", after=2).write({"step": 2})
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
