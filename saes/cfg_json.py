@@ -6,7 +6,8 @@ the file counts as one of before version 6 and loses its hook name and provenanc
 there. It has no TopK or gated transcoder; those are named in its manner and refused by it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,6 +18,19 @@ FORMAT = "6.54.12"  # the SAELens version whose format is written
 SOURCES = "midlens_sources"
 # What SAELens writes beside the inference keys when it saves an SAE still in training; none changes the outputs.
 _TRAINING_KEYS = ("decoder_init_norm", "use_sparse_activations", "aux_loss_coefficient")
+_WHOLE, _FLAG, _TEXT = "a whole number", "true or false", "a text"
+_TYPES: dict[str, str] = {
+    "architecture": _TEXT,
+    "d_in": _WHOLE,
+    "d_sae": _WHOLE,
+    "d_out": _WHOLE + " or null",
+    "k": _WHOLE + " or null",
+    "dtype": _TEXT,
+    "apply_b_dec_to_input": _FLAG,
+    "rescale_acts_by_decoder_norm": _FLAG,
+    "metadata": "an object or null",
+}
+_FIELDS = ("architecture", "d_in", "d_sae", "k", "d_out", "dtype", "apply_b_dec_to_input")
 _KINDS = ("", "_transcoder", "_skip_transcoder")
 _ARCHITECTURES = {
     f"{base}{kind}".replace("standard_", ""): (base, kind)
@@ -52,21 +66,54 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
     return cfg
 
 
-def from_cfg(cfg: Mapping[str, Any], source: str) -> SAEConfig:
+def check_types(cfg: Any, source: str, names: Sequence[str] = tuple(_TYPES)) -> None:
+    """Refuse a file that is no object, and settings whose value is of another type than theirs."""
+    if not isinstance(cfg, Mapping):
+        raise InputError(f"{source} holds {cfg!r:.80}, expected a JSON object of settings")
+    for name in (name for name in names if name in cfg):
+        value, expected = cfg[name], _TYPES[name]
+        sound = {
+            _WHOLE: isinstance(value, int) and not isinstance(value, bool),
+            _FLAG: isinstance(value, bool),
+            _TEXT: isinstance(value, str),
+            "an object": isinstance(value, Mapping),
+        }[expected.removesuffix(" or null")]
+        if not sound and not (value is None and expected.endswith(" or null")):
+            raise InputError(f"{source}: {name} is {value!r:.80}, expected {expected}")
+
+
+def major_version(found: Any, source: str) -> int:
+    """The first number of a version of SAELens."""
+    if not isinstance(found, str) or not (match := re.match(r"(\d+)(?:\.|$)", found)):
+        raise InputError(f"{source}: metadata.sae_lens_version is {found!r:.80}, expected a version such as {FORMAT!r}")
+    return int(match[1])
+
+
+def _sources(metadata: dict[str, Any], source: str) -> tuple[int, ...]:
+    """A crosscoder's widths, taken out of the metadata."""
+    found = metadata.pop(SOURCES, [])
+    if not isinstance(found, list) or not all(isinstance(n, int) and not isinstance(n, bool) for n in found):
+        raise InputError(
+            f"{source}: metadata.{SOURCES} is {found!r:.80}, expected a list of whole numbers (the widths)"
+        )
+    return tuple(found)
+
+
+def from_cfg(cfg: Any, source: str) -> SAEConfig:
     """Read `cfg.json` of version 6, ours or SAELens's; a key that might change the outputs is never skipped.
 
     `rescale_acts_by_decoder_norm` is no field of `SAEConfig`: whoever loads the weights folds it into them.
     """
+    check_types(cfg, source)
     rest = dict(cfg)
     metadata = dict(rest.pop("metadata", None) or {})
-    if not metadata.get("sae_lens_version"):
-        raise InputError(
-            f"{source} has no metadata.sae_lens_version, so it is no SAELens version 6 file; "
-            "read it with saes.interop.load_sae"
-        )
+    made_by = metadata.get("sae_lens_version")
+    if not made_by or major_version(made_by, source) < 6:
+        said = f"the metadata.sae_lens_version {made_by}" if made_by else "no metadata.sae_lens_version"
+        raise InputError(f"{source} has {said}, so it is no SAELens version 6 file; read it with saes.interop.load_sae")
     foreign = "midlens_version" not in metadata
     _refuse_conventions(rest, source)
-    known = {name: rest.pop(name) for name in SAEConfig.__dataclass_fields__ if name in rest}
+    known = {name: rest.pop(name) for name in _FIELDS if name in rest}
     for name in ("device", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm"):
         rest.pop(name, None)
     if foreign:
@@ -79,7 +126,7 @@ def from_cfg(cfg: Mapping[str, Any], source: str) -> SAEConfig:
     known["skip"] = kind == "_skip_transcoder"
     if bool(kind) != (known.get("d_out") is not None):
         raise InputError(f"{source}: architecture {cfg['architecture']!r} and d_out={known.get('d_out')} contradict")
-    return SAEConfig(**known, sources=tuple(metadata.pop(SOURCES, ())), metadata=metadata)
+    return SAEConfig(**known, sources=_sources(metadata, source), metadata=metadata)
 
 
 def _refuse_conventions(cfg: Mapping[str, Any], source: str) -> None:

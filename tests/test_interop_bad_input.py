@@ -13,6 +13,7 @@ from safetensors.torch import load, save_file
 from interp.errors import InputError
 from saes.directions import directions
 from saes.interop import load_sae
+from saes.sae import SAE
 from tests.sae_layouts import place
 
 LLAMA = "llama_scope/Llama3_1-8B-Base-L15R-32x"
@@ -258,9 +259,100 @@ def test_gemma_scopes_embedding_and_a_transcoder_under_another_name(tmp_path):
     params |= {"W_dec": params["W_dec"][:, :12], "b_dec": params["b_dec"][:12]}
     np.savez(folder / "params.npz", **params)
     refused(folder, "reads width 16 and writes 12", "transcoder")
-    folder.rename(tmp_path / "my-transcoders")
-    sae = load_sae(tmp_path / "my-transcoders")
+    folder.rename(tmp_path / "transcoders")
+    sae = load_sae(tmp_path / "transcoders")
     assert sae.config.is_transcoder and sae(torch.randn(3, 16)).shape == (3, 12)
+
+
+@pytest.mark.parametrize(
+    ("above", "transcoder"),
+    [
+        ("transcoder-study", False),
+        ("my-transcoders", False),
+        ("gemma-scope-2b-pt-transcoders-study", False),
+        ("transcoder", True),
+        ("gemma-scope-2b-pt-transcoders", True),
+    ],
+)
+def test_only_the_suite_s_own_folders_make_a_square_sae_a_transcoder(tmp_path, above, transcoder):
+    folder = tmp_path / above / "layer_3" / "width_1k" / "average_l0_5"
+    folder.parent.mkdir(parents=True)
+    place("gemma_scope", tmp_path).rename(folder)
+    config = load_sae(folder).config
+    assert config.is_transcoder == transcoder and config.d_in == config.width_out
+    assert ("hook_name_out" in config.metadata) == above.endswith("pt-transcoders")
+
+
+@pytest.mark.parametrize("value", [[1], 3, None, "text"])
+def test_a_config_that_is_no_object(tmp_path, value):
+    folder = place("saelens/topk", tmp_path)
+    (folder / "cfg.json").write_text(json.dumps(value))
+    refused(folder, "cfg.json", "expected a JSON object of settings")
+    with pytest.raises(InputError, match=r"cfg\.json holds .*, expected a JSON object of settings"):
+        SAE.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"d_in": "4"}, "d_in is '4', expected a whole number"),
+        ({"d_sae": 4.0}, "d_sae is 4.0, expected a whole number"),
+        ({"d_sae": True}, "d_sae is True, expected a whole number"),
+        ({"d_in": None}, "d_in is None, expected a whole number"),
+        ({"k": "3"}, "k is '3', expected a whole number or null"),
+        ({"d_out": [4]}, "d_out is [4], expected a whole number or null"),
+        ({"architecture": ["topk"]}, "architecture is ['topk'], expected a text"),
+        ({"dtype": 32}, "dtype is 32, expected a text"),
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no', expected true or false"),
+        ({"rescale_acts_by_decoder_norm": 1}, "rescale_acts_by_decoder_norm is 1, expected true or false"),
+        ({"skip": True}, "unknown keys: skip"),
+        ({"sources": [2, 2]}, "unknown keys: sources"),
+        ({"metadata": ["a"]}, "metadata is ['a'], expected an object or null"),
+        ({"metadata": "a"}, "metadata is 'a', expected an object or null"),
+        ({"metadata": {"sae_lens_version": "new"}}, "sae_lens_version is 'new', expected a version such"),
+        ({"metadata": {"sae_lens_version": 6}}, "sae_lens_version is 6, expected a version such"),
+        ({"metadata": {"sae_lens_version": "6.1", "midlens_sources": None}}, "midlens_sources is None, expected"),
+        ({"metadata": {"sae_lens_version": "6.1", "midlens_sources": "88"}}, "midlens_sources is '88', expected"),
+    ],
+)
+def test_settings_of_another_type_name_file_key_and_what_is_expected(tmp_path, changes, told):
+    folder = place("saelens/topk", tmp_path)
+    change_config(folder, "cfg.json", **changes)
+    refused(folder, "cfg.json", told)
+    with pytest.raises(InputError, match=re.escape(told)):
+        SAE.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"d_in": "4"}, "d_in is '4', expected a whole number"),
+        ({"activation_fn_kwargs": {"k": "many"}}, "k is 'many'"),
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no', expected true or false"),
+        ({"metadata": [1]}, "metadata is [1], expected an object or null"),
+    ],
+)
+def test_the_same_before_version_6(tmp_path, changes, told):
+    folder = place("saelens_legacy/topk", tmp_path)
+    change_config(folder, "cfg.json", **changes)
+    refused(folder, "cfg.json", told)
+
+
+def test_layouts_that_are_not_known_or_not_there(tmp_path):
+    folder = place("sparsify/layers.15", tmp_path)
+    refused(folder, "layout is one of saelens, sparsify, ", "got 'foo'", layout="foo")
+    refused(folder, "holds no .pth or .pt file, expected one", "part=", layout="goodfire")
+    for name in ("a.pth", "b.pth"):
+        (folder / name).touch()
+    refused(folder, "holds a.pth, b.pth, expected one", layout="goodfire", trust_pickle=True)
+
+
+def test_a_pickle_named_sae_weights_is_told_as_one(tmp_path):
+    folder = place("saelens/topk", tmp_path)
+    expected = load_sae(folder).W_dec
+    torch.save(read(folder / "sae_weights.safetensors"), folder / "sae_weights.safetensors")
+    refused(folder, "is a pickle", "expected safetensors", "trust_pickle=True, --trust-pickle")
+    assert torch.equal(load_sae(folder, trust_pickle=True).W_dec, expected)
 
 
 def test_a_folder_of_no_layout_names_those_known_and_what_is_there(tmp_path):

@@ -30,19 +30,19 @@ def read(origin: Origin) -> SAE:
             "they read the embedding before or after Gemma's factor sqrt(d)"
         )
     metadata = _metadata(origin.name)
-    transcoder = "hook_name_out" in metadata or any("transcoder" in part for part in own)
+    transcoder = "hook_name_out" in metadata or bool({"transcoder", "transcoders"} & set(own))
     weights = fitting(origin.tensors(FILE), _SHAPES, f"{origin.folder / FILE}")
     if not transcoder and weights["W_enc"].shape[0] != weights["W_dec"].shape[1]:
         raise InputError(
             f"{origin.folder / FILE} reads width {weights['W_enc'].shape[0]} and writes {weights['W_dec'].shape[1]}: "
-            "a transcoder, which has 'transcoder' in its path; give its path in the suite"
+            "a transcoder, which is told by its path: give its path in the suite, or put it into a folder `transcoders`"
         )
     return origin.build(weights, architecture="jumprelu", metadata=metadata, transcoder=transcoder)
 
 
 def _metadata(name: str) -> dict[str, Any]:
     """What the path says; a copy under another name loses it, and then so does the SAE."""
-    model = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)", name)
+    model = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders(?![^/:]))", name)
     layer = re.search(r"layer_(\d+)/", name + "/")
     known: dict[str, Any] = {"training_architecture": "jumprelu", "context_size": 1024, "prepend_bos": True}
     if model:

@@ -8,6 +8,7 @@ The two published ones carry model and layer in their name. A `.safetensors` fil
 import re
 from typing import Any
 
+from interp.errors import InputError
 from saes.interop.files import Origin, fitting
 from saes.sae import SAE
 
@@ -21,7 +22,7 @@ _SHAPES = {
 
 def read(origin: Origin) -> SAE:
     """Read the one file named, or the folder's only `.pth` or `.pt`."""
-    file = origin.file or found(origin)[0]
+    file = origin.file or _only(origin)
     raw = fitting(origin.tensors(file), _SHAPES, f"{origin.folder / file}")
     weights = {
         "W_enc": raw["encoder_linear.weight"].T,
@@ -36,6 +37,16 @@ def found(origin: Origin) -> list[str]:
     """The pickles of a folder that another layout does not claim."""
     names = (path.name for path in sorted(origin.folder.iterdir()) if path.suffix in (".pth", ".pt"))
     return [name for name in names if name not in ("ae.pt",)]
+
+
+def _only(origin: Origin) -> str:
+    names = found(origin)
+    if len(names) != 1:
+        raise InputError(
+            f"{origin.folder} holds {', '.join(names) or 'no .pth or .pt file'}, expected one: name the file that is "
+            "the SAE (part=...)"
+        )
+    return names[0]
 
 
 def _metadata(file: str) -> dict[str, Any]:

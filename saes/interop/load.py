@@ -64,7 +64,7 @@ _SUFFIXES = (".npz", ".safetensors", *_PICKLES)
 def load_sae(
     source: str | Path,
     *,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     part: str | None = None,
     trust_pickle: bool = False,
     revision: str | None = None,
@@ -75,6 +75,8 @@ def load_sae(
     `part` is a path inside `source`, for folders and repositories that hold several; a hub name may carry it behind a
     colon. `revision` is a branch, tag or commit of a hub repository. A pickle is refused without `trust_pickle`.
     """
+    if layout is not None and layout not in _READERS:
+        raise InputError(f"layout is one of {', '.join(_READERS)}, got {layout!r}")
     origin = _origin(source, part, trust_pickle=trust_pickle, revision=revision)
     chosen = layout or _layout_of(origin)
     return _READERS[chosen].read(origin).to(device)
@@ -114,7 +116,7 @@ def _fetched(repository: str, inside: str, *, trust_pickle: bool, revision: str 
     if file and PurePosixPath(file).suffix in _PICKLES and not trust_pickle:
         raise InputError(
             f"{repository}:{file} is a pickle, and opening a pickle can run any program hidden in it. If you trust "
-            "whoever made it, pass trust_pickle=True (it is then opened for tensors only, weights_only)"
+            "whoever made it, pass trust_pickle=True, --trust-pickle (it is then opened for tensors only, weights_only)"
         )
     folder = str(PurePosixPath(file).parent) if file else inside
     names += [f"{repository.split('/')[1]}{suffix}" for suffix in _PICKLES]

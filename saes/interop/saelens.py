@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from saes.cfg_json import from_cfg, to_cfg
+from saes.cfg_json import check_types, from_cfg, major_version, to_cfg
 from saes.config import Architecture
-from saes.interop.files import Origin, fitting
+from saes.interop.files import Origin, fitting, setting
 from saes.sae import CFG, SAE, WEIGHTS, checked, fold_decoder_norm
 
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
@@ -49,13 +49,19 @@ _OLD_METADATA = ("model_name", "hook_name", "hook_head_index", "context_size", "
 
 def read(origin: Origin) -> SAE:
     """Read a folder of any version."""
-    cfg = origin.json(CFG)
-    version = str((cfg.get("metadata") or {}).get("sae_lens_version") or cfg.get("sae_lens_version") or "0")
-    if int(version.split(".")[0] or 0) < 6:
+    cfg, where = origin.json(CFG), f"{origin.folder / CFG}"
+    check_types(cfg, where, ("metadata",))
+    version = (cfg.get("metadata") or {}).get("sae_lens_version") or cfg.get("sae_lens_version") or "0"
+    if major_version(version, where) < 6:
         return _read_old(origin, cfg)
+    check_types(cfg, where, ("architecture", "rescale_acts_by_decoder_norm"))
     if cfg.get("architecture") in _BATCH or _TRAINING & cfg.keys():
         return _read_training(origin, cfg)
-    return SAE.load(origin.folder)
+    config = from_cfg(cfg, where)
+    weights = checked(origin.tensors(WEIGHTS), config, f"{origin.folder / WEIGHTS}")
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        weights = fold_decoder_norm(weights)
+    return SAE.of_weights(config, **weights)
 
 
 def _read_training(origin: Origin, cfg: dict[str, Any]) -> SAE:
@@ -81,7 +87,8 @@ def _read_training(origin: Origin, cfg: dict[str, Any]) -> SAE:
 
 def _read_old(origin: Origin, cfg: dict[str, Any]) -> SAE:
     where = f"{origin.folder / CFG}"
-    cfg = {_RENAMED.get(name, name): value for name, value in cfg.items()}
+    cfg = {_RENAMED.get(name, name): value for name, value in cfg.items() if value is not None}
+    check_types(cfg, where, ("architecture", "d_in", "d_sae", "apply_b_dec_to_input"))
     architecture, k = _old_architecture(cfg, where)
     if (scale := cfg.get("normalize_activations") or "none") != "none":
         raise InputError(
@@ -108,9 +115,9 @@ def _read_old(origin: Origin, cfg: dict[str, Any]) -> SAE:
 def _old_architecture(cfg: dict[str, Any], where: str) -> tuple[Architecture, int | None]:
     """Before version 6, TopK was an activation function of a standard SAE."""
     name, activation = cfg.get("architecture") or "standard", cfg.get("activation_fn") or "relu"
-    k = (cfg.get("activation_fn_kwargs") or {}).get("k")
-    if name == "standard" and activation == "topk" and k is not None:
-        return "topk", int(k)
+    more = cfg.get("activation_fn_kwargs")
+    if name == "standard" and activation == "topk" and isinstance(more, dict) and more.get("k") is not None:
+        return "topk", setting(more, "k", int, f"{where}, activation_fn_kwargs")
     if name not in _OLD_SHAPES or name == "topk" or activation != "relu":
         raise InputError(
             f"{where}: architecture {name!r} with activation_fn {activation!r} cannot be loaded; known from before "
