@@ -3,9 +3,11 @@
 Exit status: 0 done, 1 a check failed (parity above tolerance, a damaged store), 2 bad input, 130 interrupted.
 """
 
+import contextlib
+import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 from interp.errors import InputError
 
@@ -34,13 +36,33 @@ def commands() -> object:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse, run, and turn the caller's mistakes into one line."""
+def _parsed(arguments: list[str] | None) -> Any:
+    """The command. What a record of options refuses is the caller's mistake like any other: tyro, which catches it as
+    a `ValueError`, would print it under a name of its own making."""
     import tyro
 
-    command = tyro.cli(commands(), args=arguments, prog="midlens")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    said = io.StringIO()
+    said.isatty = sys.stderr.isatty  # tyro's own messages keep their colours
+    mistake: BaseException | None = None
     try:
-        return int(command.run() or 0)  # pyright: ignore[reportAttributeAccessIssue]
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(commands(), args=arguments, prog="midlens")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except SystemExit as ended:
+        mistake = ended
+        while mistake is not None and not isinstance(mistake, InputError):
+            mistake = mistake.__context__
+        if mistake is None:
+            raise
+        raise mistake from None
+    finally:
+        if not isinstance(mistake, InputError):
+            sys.stderr.write(said.getvalue())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run, and turn the caller's mistakes into one line."""
+    try:
+        return int(_parsed(arguments).run() or 0)
     except InputError as error:
         if os.environ.get("MIDLENS_TRACEBACK"):
             raise

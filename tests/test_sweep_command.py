@@ -108,6 +108,28 @@ def test_transcoders_crosscoders_and_trackers(source: Path, tmp_path: Path, caps
     assert (tmp_path / "alone" / CFG).read_bytes() == (tmp_path / "both" / CFG).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["sweep", "--base.k", "0", "--out", "x"], "midlens: k must be at least 1, got 0\n"),
+        (["train", "--k", "0", "--out", "x"], "midlens: k must be at least 1, got 0\n"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(capsys: pytest.CaptureFixture[str], options: list[str], said: str):
+    assert run(capsys, *options) == (2, "", said)
+
+
+def test_options_that_cannot_be_parsed_are_told_by_tyro(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "--out", "x", "--base.k", "many"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and "Error parsing --base.k" in err and "int" in err
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "--help"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and "--base.k" in out and err == ""
+
+
 def test_trainings_on_different_stores_are_different_runs_at_the_tracker(source: Path, tmp_path: Path, capsys):
     for name in ("train", "held-out"):
         options = ["--store", source / name, "--site", "resid_post.0", "--d-sae", 24, "--k", 3, "--epochs", 1,
