@@ -203,7 +203,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, options.site, options.sae)
-        # -P: this folder holds a kernels.py, which would be taken for Hugging Face's package of that name.
+        # -P: no script of this folder is to be taken for a package of the rival's environment.
         subprocess.run([options.rival, "-P", str(Path(__file__).resolve()), "--stage-rival", name], check=True)
         rows, versions = compare(folder), json.loads((folder / "rival.json").read_text())["versions"]
     failed = 0

@@ -52,3 +52,11 @@ def test_data_files_and_command_line_from_an_installed_wheel(wheel: Path, tmp_pa
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "discover" in done.stdout and "parity" in done.stdout
+
+
+def test_no_benchmark_hides_a_package():
+    """Python puts a script's folder first on its path: `kernels` there would be taken for Hugging Face's package."""
+    from importlib.metadata import packages_distributions
+
+    taken = {"kernels", *sys.stdlib_module_names, *packages_distributions()}
+    assert not taken & {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
