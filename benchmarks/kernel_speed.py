@@ -1,6 +1,7 @@
 """Sparse encoding and decoding against the plain expressions they replace, forward and with gradients.
 
-    python benchmarks/kernel_speed.py [--tokens 2048 --width 576 --features 4608 --k 32 --threads 1 --repeats 7 --only step]
+    python benchmarks/kernel_speed.py [--tokens 2048 --width 576 --features 4608 --k 32 --threads 1 --repeats 7
+                                       --only step]
 
 All contestants of an operation take turns in every round, and ratios are taken within a round: how many times as long
 as ours, by the clock and by processor time (which other processes disturb less; threads are summed). Sums and gradients
