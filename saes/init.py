@@ -1,7 +1,7 @@
 """The first weights of a run, for scaled activations (`saes.frame`).
 
     W_dec = random unit rows,  W_enc = its transpose,  b_enc = 0,  b_dec = geometric median (or mean) of the sample
-    transcoder: W_dec = 0 (random if its rows are to stay units),  W_enc = random unit rows,  b_enc = -W_enc^T mean(x),
+    transcoder: W_dec = 0 (`WRITTEN_NORM`),  W_enc = random unit rows,  b_enc = -W_enc^T mean(x),
                 b_dec = median of what is written,  W_skip = 0
 
 With `start_l0`, biases (standard, gated) or thresholds (jumprelu) are then set from quantiles of the sample's
@@ -22,6 +22,10 @@ from saes.recipe import Start
 from saes.sae import SAE
 
 QUANTILE_ROWS = 4096
+# Of a transcoder's first decoder rows, by decoder_norm. Long rows that have nothing to do with what their features read
+# only do harm: training silences the features before it turns the rows (24 planted features: none fired any more at
+# norm 1, all were found at 0.1 or less). Rows of norm 0 could not be ranked by their norms.
+WRITTEN_NORM = {"unit": 1.0, "weighted": 0.01, "free": 0.0}
 
 
 def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, " d"]:
@@ -37,19 +41,18 @@ def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, toleranc
     return point
 
 
-def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, unit_rows: bool = True) -> SAE:
-    """First weights, from a sample of scaled activations; rows that do not count (massive) are left out."""
+def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, written_norm: float = 0.0) -> SAE:
+    """First weights, from a sample of scaled activations; rows that do not count (massive) are left out.
+
+    `written_norm`: of the decoder rows of a transcoder.
+    """
     usual = sample.kept > 0
     x, y = sample.x[usual], sample.y[usual]
     generator = torch.Generator().manual_seed(seed)
     rows = _unit_rows(shape.d_sae, shape.d_in, generator)
     bias = torch.zeros(shape.d_sae)
     if shape.is_transcoder:
-        decoder = (
-            _unit_rows(shape.d_sae, shape.width_out, generator)
-            if unit_rows
-            else torch.zeros(shape.d_sae, shape.width_out)
-        )
+        decoder = _unit_rows(shape.d_sae, shape.width_out, generator) * written_norm
         bias = -(rows @ x.double().mean(0).float())
     else:
         decoder = rows

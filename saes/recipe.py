@@ -279,7 +279,8 @@ class TrainConfig:
     def exponent(self, step: int, steps: int) -> tuple[float, float]:
         """Exponent p of the penalty in step `step` (from 0), and the one it changes to next. For a filled config."""
         now = self._level(step, steps)
-        later = (self._level(s, steps) for s in range(step + 1, step + 2 + steps // (self.p_steps or 1)))
+        ahead = 10 + steps // (self.p_steps or 1)  # at least what the running means look back
+        later = (self._level(s, steps) for s in range(step + 1, step + 2 + ahead))
         return self._of_level(now), self._of_level(next((level for level in later if level > now), now))
 
     def _level(self, step: int, steps: int) -> int:
