@@ -21,7 +21,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "standard": {"architecture": "standard", **PENALTY},
     "gated": {"architecture": "gated", **PENALTY},
     "jump-step": {"architecture": "jumprelu", "penalty": "step", "bandwidth": 0.8, **PENALTY},
-    "jump-target": {"architecture": "jumprelu", "penalty": "target", "bandwidth": 0.8, "k": 4, **PENALTY},
+    "jump-target": {
+        "architecture": "jumprelu",
+        "penalty": "target",
+        "bandwidth": 0.8,
+        "threshold_rate": 3.0,
+        "k": 4,
+        **PENALTY,
+    },
     "jump-tanh": {
         "architecture": "jumprelu",
         "penalty": "tanh",
@@ -61,7 +68,7 @@ def training(name: str, kind: str = "sae", *, dtype: str = "float64", dead: Any 
     g = torch.Generator().manual_seed(seed)
     sae = SAE.of_weights(
         type(base)(**{**base.__dict__, "dtype": dtype}),
-        **{n: torch.randn(*s, generator=g, dtype=torch.float64) * 0.4 for n, s in base.shapes().items()},
+        **{n: (torch.randn(*s, generator=g, dtype=torch.float64) * 0.4).abs() for n, s in base.shapes().items()},
     )
     with torch.no_grad():
         sae.encoder.copy_(torch.randn(sae.encoder.shape, generator=g, dtype=torch.float64))
