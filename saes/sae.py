@@ -146,6 +146,7 @@ class SAE(nn.Module):
         path = Path(path)
         cfg = read_json(path / CFG, "SAE")
         config = from_cfg(cfg, str(path / CFG))
+        _refuse_pickle(path / WEIGHTS)
         weights = checked(read_tensors(path / WEIGHTS, "SAE")[0], config, str(path / WEIGHTS))
         if cfg.get("rescale_acts_by_decoder_norm"):
             weights = fold_decoder_norm(weights)
@@ -212,6 +213,19 @@ def checked(weights: dict[str, Tensor], config: SAEConfig, source: str, *, finit
             f"{source}: {', '.join(bad)} holds NaN or infinite values in {config.dtype}; the SAE is unusable"
         )
     return weights
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Say so where a file is a pickle under another name, instead of calling it damaged."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
+        raise InputError(
+            f"{path} is a pickle, expected safetensors; a pickle can run any program hidden in it. If you trust "
+            "whoever made it: saes.interop.load_sae(path, trust_pickle=True)"
+        )
 
 
 def all_finite(tensor: Tensor) -> bool:

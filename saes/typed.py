@@ -43,6 +43,7 @@ def _spelt(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inside))
     if origin is tuple:
-        return "a list of numbers" if inside[-1] is ... else f"{len(inside)} numbers"
+        kinds = {float: "numbers", int: "whole numbers", str: "texts"}.get(inside[0], "values")
+        return f"a list of {kinds}" if inside[-1] is ... else f"{len(inside)} {kinds}"
     words = {float: "a finite number", int: "a whole number", bool: "True or False"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -118,6 +118,13 @@ def test_a_negative_threshold_is_refused_from_tensors_too():
         SAE.of_weights(SAEConfig(d_in=6, d_sae=20, architecture="jumprelu"), **weights(6, 20), threshold=threshold)
 
 
+def test_a_pickle_under_another_name_is_called_one(tmp_path):
+    make().save(tmp_path)
+    torch.save({"W_enc": torch.zeros(6, 20)}, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(InputError, match="is a pickle, expected safetensors"):
+        SAE.load(tmp_path)
+
+
 def test_the_dtype_on_disk_is_said(tmp_path):
     make().to(torch.bfloat16).save(tmp_path)
     assert SAE.load(tmp_path).config.dtype == "bfloat16"

@@ -442,7 +442,7 @@ def test_a_real_store_and_the_command_line(tmp_path, capsys):
     options = {"store": tmp_path / "store", "d_sae": 12, "k": 2, "epochs": 2, "batch_size": 100, "device": "cpu"}
     for site, width in zip(SITES, (6, 6), strict=True):
         out = tmp_path / site
-        assert Train(**options, out=out, site=site).run() == 0
+        assert Train(**options, out=out, site=(site,)).run() == 0
         assert capsys.readouterr().out == f"{out}\n"
         sae = SAE.load(out)
         assert sae.config.d_in == width and sae.config.d_sae == 12
