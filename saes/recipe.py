@@ -80,7 +80,8 @@ class TrainConfig:
     groups: tuple[float, ...] | None = None
     """Nested dictionaries (matryoshka_batchtopk): parts of the features that each level adds, 1 in all."""
     threshold_momentum: float | None = None
-    """Of the running mean that becomes the threshold (batchtopk, matryoshka_batchtopk; 0.99)."""
+    """Of the running mean that becomes the threshold (batchtopk, matryoshka_batchtopk; 0.99); less in runs of under
+    1,000 steps, 1 - 10 / steps, so that the first batches are forgotten."""
     sparsity: float | None = None
     """Coefficient of the sparsity penalty (standard, gated, jumprelu)."""
     sparsity_warmup: float | None = None
