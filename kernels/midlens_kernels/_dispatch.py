@@ -4,10 +4,14 @@
         y = topk_decode(acts, idx, W_dec)
 
 `reference` is the definition (dense temporaries, any dtype, any device); `torch` is the production path in plain
-PyTorch (no dense temporaries; written and measured for CPUs, runs on any device).
+PyTorch (no dense temporaries; written and measured for CPUs, runs on any device); `triton` is the GPU kernel (float32,
+float16 and bfloat16; on a CPU only in Triton's interpreter, `TRITON_INTERPRET=1`). "auto" takes a Triton kernel only
+where it has been measured on a GPU and found faster (`FASTER`); the other ones have to be asked for.
 """
 
 import contextlib
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Literal
@@ -15,9 +19,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Backend = Literal["auto", "reference", "torch"]
-_BACKENDS = ("auto", "reference", "torch")
+Backend = Literal["auto", "reference", "torch", "triton"]
+_BACKENDS = ("auto", "reference", "torch", "triton")
 _BAG_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WITH_TRITON = frozenset({"topk_encode", "topk_decode", "threshold_select", "bilinear_spectrum"})
+FASTER: frozenset[str] = frozenset()
+"""Operations whose Triton kernel "auto" may choose: `benchmarks/gpu.py` measured them on a GPU. None so far."""
 _requested: ContextVar[str] = ContextVar("midlens_kernels_backend", default="auto")
 
 
@@ -33,18 +41,40 @@ def use_backend(backend: Backend | str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def backend_for(*tensors: Tensor) -> Literal["reference", "torch"]:
-    """The implementation this call gets; raises `RuntimeError` where the one asked for cannot take these tensors."""
+def backend_for(op: str, *tensors: Tensor) -> Literal["reference", "torch", "triton"]:
+    """The implementation of `op` for this call; raises `RuntimeError` where the one asked for cannot take it."""
+    requested = _requested.get()
+    if requested == "reference":
+        return "reference"
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     why = None
     if mixed := {str(tensor.dtype) for tensor in floating if tensor.dtype != floating[0].dtype}:
         why = f"the tensors mix {floating[0].dtype} and {', '.join(sorted(mixed))}"
     elif floating[0].dtype not in _BAG_DTYPES:
-        why = f"{floating[0].dtype} has no embedding bag"
-    requested = _requested.get()
+        why = f"{floating[0].dtype} is no dtype it takes"
     if requested == "torch" and why:
         raise RuntimeError(f"backend 'torch' was requested, but {why}")
-    return "reference" if requested == "reference" or why else "torch"
+    if requested == "triton" or (requested == "auto" and op in FASTER):
+        why_no_triton = why or _no_triton(op, *tensors)
+        if requested == "triton" and why_no_triton:
+            raise RuntimeError(f"backend 'triton' was requested, but {why_no_triton}")
+        if why_no_triton is None:
+            return "triton"
+    return "reference" if why else "torch"
+
+
+def _no_triton(op: str, *tensors: Tensor) -> str | None:
+    """Why the Triton kernel of `op` cannot serve, or None."""
+    if op not in WITH_TRITON:
+        return f"{op} has no Triton kernel"
+    if bad := [tensor.dtype for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in _TRITON_DTYPES]:
+        return f"{bad[0]} is no dtype it takes"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    off = [tensor.device.type for tensor in tensors if tensor.device.type != "cuda"]
+    if off and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"a tensor is on {off[0]}: Triton needs a GPU, or TRITON_INTERPRET=1 from the start of the process"
+    return None
 
 
 def check_compute(compute: torch.dtype | None) -> None:

@@ -122,7 +122,10 @@ def test_an_explicit_request_is_honoured_or_refused_and_auto_falls_back():
     assert type(topk_decode(acts, idx, W).grad_fn).__name__ == "_DecoderGradientBackward"
     with use_backend("torch"), pytest.raises(RuntimeError, match="'torch' was requested, but the tensors mix"):
         topk_decode(acts, idx, W.double())
-    with pytest.raises(ValueError, match="one of 'auto', 'reference', 'torch', got 'cuda'"), use_backend("cuda"):
+    with (
+        pytest.raises(ValueError, match="one of 'auto', 'reference', 'torch', 'triton', got 'cuda'"),
+        use_backend("cuda"),
+    ):
         pass
 
 

@@ -30,5 +30,9 @@ def threshold_encode(
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " bags"]]:
     """Pre-activations above `floor`, their features, and the offsets; same as `threshold_encode_reference`."""
     check_compute(compute)
-    encode = threshold_encode_reference if backend_for(x, W_enc, b_enc) == "reference" else threshold_encode_cpu
+    encode = (
+        threshold_encode_reference
+        if backend_for("threshold_encode", x, W_enc, b_enc) == "reference"
+        else threshold_encode_cpu
+    )
     return encode(x, W_enc, b_enc, floor.detach(), compute=compute)

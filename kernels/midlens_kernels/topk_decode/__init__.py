@@ -33,6 +33,6 @@ def topk_decode(
     elif acts.ndim != 1:
         raise ValueError(f"codes with offsets are flat, got the shape {tuple(acts.shape)}")
     acts, idx = acts.reshape(-1), idx.reshape(-1)
-    if backend_for(acts, W_dec) == "reference":
+    if backend_for("topk_decode", acts, W_dec) == "reference":
         return topk_decode_reference(acts, idx, offsets, W_dec)
     return topk_decode_cpu(acts, idx, offsets, W_dec)
