@@ -2,11 +2,6 @@
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +21,7 @@ from saes.sweep_config import Shape, named
 from saes.sweep_summary import Summary
 from saes.train import fit
 from tests import planted
+from tests.killing import begin, kill_where_it_waits
 from tests.rows import SITE, MemoryRows, sparse_mixture
 from tests.tiny_models import tiny
 from tests.toy_store import ToyModel, token_file
@@ -123,24 +119,10 @@ def test_a_stream_runs_the_model_once_however_many_members(tmp_path):
     assert_equal_folders(tmp_path / "three" / called(configs[1]), tmp_path / "alone")
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from saes import fitting
+SWEEPING = """
 from saes.sweep import sweep
 from tests.rows import SITE
 from tests.test_sweep import MIXED, mixture
-wait, path = int(sys.argv[1]), Path(sys.argv[2])
-taken, step = 0, fitting.step
-def counted(state, x, y=None):
-    global taken
-    taken += 1
-    if taken > wait:  # the parent kills here
-        (path / "waiting").touch()
-        import time
-        time.sleep(600)
-    return step(state, x, y)
-fitting.step = counted
 members = {name: MIXED[name] for name in ("topk", "jumprelu", "standard")}
 sweep(mixture(), members, path / "sweep", site=SITE, show=False)
 """
@@ -148,15 +130,7 @@ sweep(mixture(), members, path / "sweep", site=SITE, show=False)
 
 def test_a_killed_sweep_goes_on_at_the_slowest_member_and_takes_in_new_ones(tmp_path, alone):
     """Killed after 12 steps each (standard has finished); jumprelu is set back a checkpoint; two members are new."""
-    root = Path(__file__).resolve().parents[1]
-    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, str(3 * 10 + 2 * 2), str(tmp_path)]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "waiting").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    kill_where_it_waits(begin(SWEEPING, tmp_path, wait=3 * 10 + 2 * 2), tmp_path)
     folder = tmp_path / "sweep"
     held = checkpoints(folder / "jumprelu" / "training")
     assert [path.name for path in held] == [f"step-{step:09d}.safetensors" for step in (5, 10)]

@@ -2,12 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +23,7 @@ from saes.optimise import TrainState, refresh, step
 from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE, SAEConfig
 from saes.train import fit
+from tests.killing import begin, kill_where_it_waits
 from tests.rows import SITE, MemoryRows, sparse_mixture
 from tests.toy_store import SITES, ToyModel, token_file
 
@@ -264,50 +259,41 @@ def test_a_finished_run_is_returned_without_training(tmp_path):
         fit(rows, TrainConfig(**{**SMALL, "k": 4}, epochs=1), tmp_path, site=SITE)
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from saes import fitting, train
+TRAINING = """
+from saes import train
 from saes.recipe import TrainConfig
+from tests.killing import begin, kill_where_it_waits
 from tests.rows import SITE, MemoryRows, sparse_mixture
 from tests.test_train import SMALL
-wait, path = int(sys.argv[1]), Path(sys.argv[2])
-taken, step = 0, fitting.step
-def counted(state, x, y=None):
-    global taken
-    taken += 1
-    if taken > wait:  # the parent kills here
-        (path / "waiting").touch()
-        import time
-        time.sleep(600)
-    return step(state, x, y)
-fitting.step = counted
 train.fit(MemoryRows(sparse_mixture(700)[0]), TrainConfig(**SMALL, tokens=6400), path / "sae", site=SITE)
+"""
+# Generations of about 300 rows of 1,000: step 40 lies within one, and the run goes through the stream six times.
+STREAMED = """
+from interp.stream import ActivationStream
+from saes import train
+from saes.recipe import TrainConfig
+from tests.test_train import SMALL
+from tests.toy_store import ToyModel, token_file
+tokens = token_file(path / "tokens", [20] * 50)
+sizes = {"token_budget": 160, "buffer_bytes": 2**14}
+stream = ActivationStream(ToyModel(), tokens, ["resid_post.1"], dtype="float32", **sizes)
+assert 3 <= stream.material.generations <= 6
+train.fit(stream, TrainConfig(**SMALL, tokens=6400), path / "sae", site="resid_post.1")
 """
 
 
-def child(path: Path, *, wait: int) -> subprocess.Popen:
-    path.mkdir(exist_ok=True)
-    root = Path(__file__).resolve().parents[1]
-    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(wait), str(path)], env=env, stderr=subprocess.DEVNULL)
-
-
-def test_a_hundred_steps_equal_fifty_killed_resumed(tmp_path):
+@pytest.mark.parametrize("training", [TRAINING, STREAMED], ids=["store", "stream"])
+def test_a_hundred_steps_equal_fifty_killed_resumed(training, tmp_path):
     """SIGKILL after 55 steps (the checkpoint is of step 40), then again: SAE and metrics are the same bytes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = child(cut, wait=55)
-    assert child(whole, wait=1000).wait(timeout=120) == 0
-    deadline = time.monotonic() + 120
-    while not (cut / "waiting").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    process = begin(training, cut, wait=55)
+    assert begin(training, whole, wait=1000).wait(timeout=120) == 0
+    kill_where_it_waits(process, cut)
     assert [path.name for path in checkpoints(cut / "sae" / "training")] == [
         f"step-{s:09d}.safetensors" for s in (20, 40)
     ]
     assert not (cut / "sae" / CFG).exists()
-    assert child(cut, wait=1000).wait(timeout=120) == 0
+    assert begin(training, cut, wait=1000).wait(timeout=120) == 0
     for name in (CFG, "sae_weights.safetensors", "training/metrics.jsonl", "training/run.json"):
         assert (cut / "sae" / name).read_bytes() == (whole / "sae" / name).read_bytes(), name
     assert json.loads((whole / "sae/training/metrics.jsonl").read_text().splitlines()[-1])["step"] == 100
