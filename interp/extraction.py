@@ -28,7 +28,8 @@ from interp.pipeline import Ready, Rows, Runner, assemble, is_out_of_memory, ref
 from interp.plan import Plan, Selector, describe
 from interp.progress import bar
 from interp.sealing import full_disk, only_writer, write_json
-from interp.shards import ShardWriter
+from interp.shards import ShardWriter, raw
+from interp.stages import Stages
 from interp.store import FORMAT, VERSION, ActivationStore, next_doc, part_file, shard_file
 
 _QUEUE = 4
@@ -52,6 +53,7 @@ class Extraction:
         self.first_shard = found.first_shard(part)
         self.shards = range(self.first_shard, self.first_shard + len(plan.shard_rows))
         self.finished = found.finished(self.shards)
+        self.stages = Stages()
         self._first: Rows | None = None
         self._sink: ShardWriter | None = None
         self._planned = False
@@ -134,42 +136,54 @@ class Extraction:
         sink = self._sink = ShardWriter(self.path / shard_file(number), self.plan.layout, rows, metadata)
 
         def finish() -> None:
-            entry = sink.seal()
-            ledger.record(self.path, number, entry)
+            with self.stages.timed("disk"):
+                entry = sink.seal()
+                ledger.record(self.path, number, entry)
             self.finished[number] = entry
 
         for captured in self._captured(shard):
-            writer.do(partial(self._write, sink, captured))
+            with self.stages.timed("stall"):
+                writer.do(partial(self._write, sink, captured))
             first, stop = self.plan.buckets.span(captured.number)
             update(int(self.plan.buckets.windows.length[first:stop].sum()))
-        writer.do(finish)
-        writer.drain()  # the next shard begins when this one cannot be lost any more
+        with self.stages.timed("stall"):
+            writer.do(finish)
+            writer.drain()  # the next shard begins when this one cannot be lost any more
 
     def _windows(self, shard: int) -> slice:
         ends = self.plan.shard_windows
         return slice(int(ends[shard - 1]) if shard else 0, int(ends[shard]))
 
     def _write(self, sink: ShardWriter, rows: Rows) -> None:
-        rows.wait()
-        if not self.allow_nonfinite:
-            refuse_nonfinite(rows, self.selector.tokens.ids)
-        sink.append(rows.columns())
+        with self.stages.timed("copy"):
+            rows.wait()
+        with self.stages.timed("writer"):
+            if not self.allow_nonfinite:
+                refuse_nonfinite(rows, self.selector.tokens.ids)
+            contents = raw(rows.columns())
+            sink.digest(contents)
+        with self.stages.timed("disk"):
+            sink.put(contents)
+
+    def _assemble(self, plan: Plan, index: int) -> Ready:
+        with self.stages.timed("tokens"):
+            return assemble(plan, self.selector, index)
 
     def _captured(self, shard: int) -> Iterator[Rows]:
         """The rows of each batch of a shard; a batch that does not fit into memory is cut in two, and so on."""
         with ThreadPoolExecutor(1, thread_name_prefix="assemble") as pool:
             index = self.plan.batches_of(shard).start
-            ahead = pool.submit(assemble, self.plan, self.selector, index)
+            ahead = pool.submit(self._assemble, self.plan, index)
             while index in self.plan.batches_of(shard):
                 ready, plan = ahead.result(), self.plan
                 if index + 1 in plan.batches_of(shard):
-                    ahead = pool.submit(assemble, plan, self.selector, index + 1)
+                    ahead = pool.submit(self._assemble, plan, index + 1)
                 if self._first is not None and self._first.number == index:
                     rows, self._first = self._first, None
                 else:
                     rows = self._attempt(ready)
                 if rows is None:
-                    ahead = pool.submit(assemble, self.plan, self.selector, index)
+                    ahead = pool.submit(self._assemble, self.plan, index)
                     continue
                 yield rows
                 index += 1
@@ -177,7 +191,8 @@ class Extraction:
     def _attempt(self, ready: Ready) -> Rows | None:
         """Run a batch; None if memory ran out and the plan has been changed instead."""
         try:
-            return self.runner.run(ready)
+            with self.stages.timed("forward"):
+                return self.runner.run(ready)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

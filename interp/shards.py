@@ -1,7 +1,8 @@
 """One shard of an activation store: a safetensors file written row by row, checked by sha256, read without copying.
 
     token, doc, position    int32 [n]           which token, which document of the token file, where in that document
-    SITE ...                bf16/fp16/fp32 [n, ...]   one tensor per site, under TransformerLens's name
+    SITE.scale ...          fp32 [n, ...]       in one-byte formats: a scale per row (and head), see `interp.quantised`
+    SITE ...                [n, ...]            one tensor per site, under TransformerLens's name, in the store's dtype
 
 The number of rows is known before the first of them is computed, so the header is final from the start and each batch
 of rows goes straight to its place in every tensor: nothing is held in memory until the shard is full. Checksums are
@@ -23,42 +24,57 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.quantised import KINDS, add, scale_name
 from interp.sealing import partial_name, publish
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES |= {name: kind.dtype for name, kind in KINDS.items()}
 KEYS = ("token", "doc", "position")
-_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int32": "I32"}
-_NUMPY = {"BF16": "<i2", "F16": "<f2", "F32": "<f4", "I32": "<i4"}
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4}
+_CODES = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "int32": "I32",
+    "int8": "I8",
+    "float8_e4m3": "F8_E4M3",
+}
+_NUMPY = {"BF16": "<i2", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I8": "|i1", "F8_E4M3": "|u1"}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I8": 1, "F8_E4M3": 1}
+_TORCH = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}  # which numpy has not
 _FLUSH = 1 << 26
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of a shard: the three keys, then one per site with the shape of its rows."""
+    """The tensors of a shard: the three keys, then scales if there are any, then one per site; shapes are of a row."""
 
     sites: dict[str, tuple[int, ...]]
     dtype: str
 
     @property
+    def rows(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of the tensors beside the keys. Scales come first, so that they lie at multiples of 4."""
+        scales = {scale_name(name): ("float32", shape[:-1]) for name, shape in self.sites.items()}
+        return (scales if self.dtype in KINDS else {}) | {name: (self.dtype, s) for name, s in self.sites.items()}
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row over all tensors."""
-        width = _BYTES[_CODES[self.dtype]]
-        return 4 * len(KEYS) + sum(width * prod(shape) for shape in self.sites.values())
+        return 4 * len(KEYS) + sum(_BYTES[_CODES[dtype]] * prod(shape) for dtype, shape in self.rows.values())
 
     def header(self, rows: int, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
         """The safetensors header of a shard of `rows` rows, and where each tensor begins in the file."""
         entries: dict[str, Any] = {"__metadata__": dict(metadata)}
         at = 0
-        tensors = [(name, "int32", ()) for name in KEYS] + [(n, self.dtype, s) for n, s in self.sites.items()]
-        for name, dtype, shape in tensors:
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {name: ("int32", ()) for name in KEYS}
+        for name, (dtype, shape) in (tensors | self.rows).items():
             size = rows * prod(shape) * _BYTES[_CODES[dtype]]
             entries[name] = {"dtype": _CODES[dtype], "shape": [rows, *shape], "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + 8) % 64)
         head = len(text).to_bytes(8, "little") + text
-        return head, {name: len(head) + entries[name]["data_offsets"][0] for name, *_ in tensors}
+        return head, {name: len(head) + entries[name]["data_offsets"][0] for name in tensors | self.rows}
 
 
 class ShardWriter:
@@ -69,22 +85,36 @@ class ShardWriter:
         head, self._at = layout.header(rows, metadata)
         self.size = len(head) + rows * layout.row_bytes
         self._hashes = {"header": hashlib.sha256(head)} | {name: hashlib.sha256() for name in self._at}
+        self._error: dict[str, dict[str, float]] = {}
         self._handle = os.open(partial_name(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._unsynced = len(head)
         _write_all(self._handle, memoryview(head), 0)
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Write the next rows of every tensor."""
-        for name, column in columns.items():
-            content = np.ascontiguousarray(column).data.cast("B")
+        contents = raw(columns)
+        self.digest(contents)
+        self.put(contents)
+
+    def digest(self, contents: Mapping[str, memoryview]) -> None:
+        """Take the next bytes of every tensor into the checksums; `put` may run at the same time."""
+        for name, content in contents.items():
             self._hashes[name].update(content)
+
+    def put(self, contents: Mapping[str, memoryview]) -> None:
+        """Write the next bytes of every tensor to their place in the file."""
+        for name, content in contents.items():
             _write_all(self._handle, content, self._at[name])
             self._at[name] += len(content)
             self._unsynced += len(content)
-        self.written += len(columns["token"])
+        self.written += len(contents["token"]) // _BYTES["I32"]
         if self._unsynced >= _FLUSH:  # so that the last fsync, which the next shard waits for, is short
             os.fdatasync(self._handle)
             self._unsynced = 0
+
+    def measured(self, error: Mapping[str, Mapping[str, float]]) -> None:
+        """Count the error of the next rows of each site, where their format has one worth stating."""
+        add(self._error, error)
 
     def seal(self) -> dict[str, Any]:
         """All rows are there: fsync, rename."""
@@ -93,7 +123,8 @@ class ShardWriter:
         self._handle = -1
         publish(partial_name(self.path), self.path)
         sums = {name: value.hexdigest() for name, value in self._hashes.items()}
-        return {"name": self.path.name, "rows": self.rows, "bytes": self.size, "sha256": sums}
+        error = {"error": self._error} if self._error else {}
+        return {"name": self.path.name, "rows": self.rows, "bytes": self.size, "sha256": sums, **error}
 
     def abandon(self) -> None:
         """Give up an unfinished shard and its disk space."""
@@ -101,6 +132,11 @@ class ShardWriter:
             os.close(self._handle)
             self._handle = -1
         partial_name(self.path).unlink(missing_ok=True)
+
+
+def raw(columns: Mapping[str, np.ndarray]) -> dict[str, memoryview]:
+    """The bytes of each tensor, without a copy where it is contiguous."""
+    return {name: np.ascontiguousarray(column).data.cast("B") for name, column in columns.items()}
 
 
 def _write_all(handle: int, content: memoryview, offset: int) -> None:
@@ -160,7 +196,7 @@ class Shard:
         self._arrays: dict[str, np.ndarray] = {}
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor as numpy sees it: bfloat16 as int16."""
+        """The tensor as numpy sees it: bfloat16 as int16, float8 as uint8."""
         if name not in self._arrays:
             entry = self._header[name]
             first, stop = entry["data_offsets"]
@@ -170,4 +206,5 @@ class Shard:
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = torch.from_numpy(self.array(name))
-        return tensor.view(torch.bfloat16) if self._header[name]["dtype"] == "BF16" else tensor
+        own = _TORCH.get(self._header[name]["dtype"])
+        return tensor if own is None else tensor.view(own)
