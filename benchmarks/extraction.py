@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks import contestants as who
 from benchmarks.contestants import Contestant
-from benchmarks.measure import ROOT, Measured, environment, measure, spread
 from benchmarks.workloads import Workload, workloads
+from interp.bench.measure import ROOT, Measured, environment, measure, spread
 from interp.loading import load_hf
 
 MODEL = "smollm2-135m"

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from measure import environment
 
+from interp.bench.measure import environment
 from saes.frame import Frame, measure
 from saes.init import start
 from saes.memory import memory_of

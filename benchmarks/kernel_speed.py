@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measure import environment
 from midlens_kernels import threshold_encode, threshold_select, topk_decode, topk_encode
 from torch import Tensor
 from torch.nn import functional
+
+from interp.bench.measure import environment
 
 
 class Case(NamedTuple):

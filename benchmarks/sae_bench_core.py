@@ -198,7 +198,7 @@ def main() -> int:
         return 0
     if not options.rival:
         parser.error("--rival: the interpreter of an environment with sae_bench, see above")
-    from measure import environment
+    from interp.bench.measure import environment
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

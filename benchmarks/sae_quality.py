@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import environment
 from sae_contestants import ARCHITECTURES, Attempt, quietly, rival_attempts, rival_sae, rival_trainer
 from torch import Tensor
 
+from interp.bench.measure import environment
 from interp.sites import Site
 from interp.store import ActivationStore
 from saes.recipe import TrainConfig

@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 import torch
-from measure import environment, spread
 from sae_contestants import ARCHITECTURES, Ours, Rival, quietly
 from torch import Tensor
 
+from interp.bench.measure import environment, spread
 from interp.sites import Site
 from interp.store import ActivationStore
 from saes.recipe import TrainConfig
