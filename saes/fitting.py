@@ -144,7 +144,7 @@ class Fitting:
         frame = Frame(tuple(scalings), read, written)
         shape = config.shape(sum(read), d_out=None if y is None else y.shape[1], sources=read if len(read) > 1 else ())
         x = torch.cat(sample, dim=1)
-        written_norm = WRITTEN_NORM[config.filled(shape).decoder_norm or "free"]
+        written_norm = WRITTEN_NORM if config.filled(shape).decoder_norm == "weighted" else 0.0
         sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, written_norm=written_norm)
         state = TrainState(sae.to(device), config, frame, config.steps(len(self.rows)), batch_size=self.batch_size)
         return begin(state, x.to(device), None if y is None else y.to(device))

@@ -22,10 +22,10 @@ from saes.recipe import Start
 from saes.sae import SAE
 
 QUANTILE_ROWS = 4096
-# Of a transcoder's first decoder rows, by decoder_norm. Long rows that have nothing to do with what their features read
-# only do harm: training silences the features before it turns the rows (24 planted features: none fired any more at
-# norm 1, all were found at 0.1 or less). Rows of norm 0 could not be ranked by their norms.
-WRITTEN_NORM = {"unit": 1.0, "weighted": 0.01, "free": 0.0}
+# Of a transcoder's first decoder rows where norms count in the ranking (rows of norm 0 could not be ranked); elsewhere
+# they begin at 0. Long rows that have nothing to do with what their features read only do harm: training silences the
+# features before it turns the rows (24 planted features: none fired any more at norm 1, all were found at 0.1 or less).
+WRITTEN_NORM = 0.01
 
 
 def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, " d"]:

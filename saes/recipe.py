@@ -89,7 +89,8 @@ class TrainConfig:
     start_l0: float | None = None
     """Active features per token before the first step (standard, gated: through the biases; jumprelu: through the
     thresholds). By default 2 k where jumprelu aims at k (thresholds move by about their learning rate a step, and
-    would not arrive in a short run); elsewhere whatever the start gives, about half of the features."""
+    would not arrive in a short run), 128 or a quarter of the features, if that is less, for standard and gated (from
+    half of the features they would not arrive either); elsewhere whatever the start gives, about half of them."""
     p_end: float | None = None
     """Exponent of the penalty at the end (standard): below 1, p-annealing from 1 in `p_steps` equal steps."""
     p_start: float | None = None
@@ -155,7 +156,7 @@ class TrainConfig:
     """Activations, the first of the run's own order, that give scale, median norm and the start of b_dec."""
     seed: int = 0
     log_every: int = 10
-    """Steps between lines of metrics; the list of dead features is renewed at the same time."""
+    """Steps between lines of metrics and renewals of the list of dead features."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
 
@@ -165,10 +166,8 @@ class TrainConfig:
         for name in ("expansion", "k", "batch_size", "sample", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        positive = (
-            "d_sae epochs clip massive lr tokens k_aux k_start dead_after_tokens p_end p_steps bandwidth threshold"
-        )
-        for name in (*positive.split(), "tanh_scale", "start_l0", "threshold_rate"):
+        positive = "d_sae epochs clip massive lr tokens k_aux k_start dead_after_tokens p_end p_steps bandwidth"
+        for name in (*positive.split(), "threshold", "tanh_scale", "start_l0", "threshold_rate"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {value}")
         for name in ("warmup", "decay", "k_anneal", "sparsity_warmup", "p_start", "threshold_momentum"):
@@ -205,11 +204,11 @@ class TrainConfig:
         for name, (having, default) in _SPECIFIC.items():
             if self.architecture in having and getattr(self, name) is None:
                 values[name] = default[self.architecture] if isinstance(default, dict) else default
-        if self.architecture in SELECTING and self.k_start is None:
-            values["k_start"] = self.k
+        if self.architecture in SELECTING:
+            values["k_start"] = self.k_start or self.k
         if self.architecture == "jumprelu":
-            tanh, root = values.get("penalty", self.penalty) == "tanh", math.sqrt(shape.d_in)
-            aims = values.get("penalty", self.penalty) == "target"
+            penalty, root = values.get("penalty", self.penalty), math.sqrt(shape.d_in)
+            tanh, aims = penalty == "tanh", penalty == "target"
             bandwidth = self.bandwidth or (1.0 if aims else 2.0 if tanh else 0.001 * root)
             values["bandwidth"] = bandwidth
             values["threshold"] = self.threshold or (0.1 if aims or tanh else bandwidth)
@@ -219,6 +218,8 @@ class TrainConfig:
             if tanh:
                 values["tanh_scale"] = self.tanh_scale or 4.0
                 values["pre_act"] = 3e-6 / root if self.pre_act is None else self.pre_act
+        if self.architecture in ("standard", "gated") and self.start_l0 is None and shape.d_sae > 1:
+            values["start_l0"] = min(128.0, shape.d_sae / 4)
         if self.aux_weight is None:
             values["aux_weight"] = 1 / 32 if self.architecture in SELECTING else 0.0
         if self.decoder_norm is None:
@@ -230,11 +231,14 @@ class TrainConfig:
         """What is trained, while it is trained: by rank like topk, else under the architecture's own name."""
         if self.skip and d_out is None:
             raise InputError("skip=True, but no second site was given: only a transcoder has a skip connection")
+        if self.decoder_norm == "unit" and d_out is not None:
+            raise InputError(
+                "decoder_norm='unit' was given for a transcoder. Its decoder starts without knowing its encoder; "
+                "long rows do harm, and training silences their features. Give 'free' (the default) or 'weighted'"
+            )
         base = "topk" if self.architecture in SELECTING else self.architecture
         if self.architecture == "jumprelu" and self.penalty in (None, "target") and self.k > self.width(d_in):
-            raise InputError(
-                f"the penalty aims at k={self.k} active features, but there are {self.width(d_in)} features"
-            )
+            raise InputError(f"the penalty aims at k={self.k} active ones of {self.width(d_in)} features; lower k")
         return SAEConfig(
             d_in=d_in,
             d_sae=self.width(d_in),

@@ -81,7 +81,7 @@ def as_form(state: TrainState, form: str) -> TrainState:
 # Loss and gradients
 
 
-NORMS = [("sae", "unit"), ("sae", "weighted"), ("sae", "free"), ("transcoder", "unit"), ("transcoder", "free")]
+NORMS = [("sae", "unit"), ("sae", "weighted"), ("sae", "free"), ("transcoder", "weighted"), ("transcoder", "free")]
 NORMS += [("skip", "free"), ("crosscoder", "weighted"), ("crosscoder", "unit"), ("crosscoder", "free")]
 every_norm = pytest.mark.parametrize(("kind", "decoder_norm"), NORMS, ids=[f"{kind}-{norm}" for kind, norm in NORMS])
 
@@ -666,6 +666,11 @@ def test_more_active_features_than_there_are(name, tmp_path):
 def test_sites_that_do_not_go_together(kind, places, message, tmp_path):
     with pytest.raises(InputError, match=message):
         fit(rows_of_two_sites(), recipe("topk", kind), tmp_path, **places)
+
+
+def test_what_a_form_cannot_have(tmp_path):
+    with pytest.raises(InputError, match="decoder_norm='unit' was given for a transcoder"):
+        fit(rows_of_two_sites(), recipe("topk", "transcoder", decoder_norm="unit"), tmp_path, site=ONE, site_out=TWO)
 
 
 def test_more_features_at_the_start_than_there_are(tmp_path):
