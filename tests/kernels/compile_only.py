@@ -67,7 +67,7 @@ class _Worker:
         self.log = open(Path(self.folder.name, "log"), "w+")
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment["TRITON_CACHE_DIR"] = str(Path(self.folder.name, "cache"))
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, sys.path)])
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -153,7 +153,7 @@ def _serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the compiler writes is no answer
-    with install_import_hook(["midlens_kernels"], "tests.typecheck.checked"):
+    with install_import_hook(["midlens_kernels"], "typecheck.checked"):
         for line in sys.stdin:
             answers.write(json.dumps(_answer(json.loads(line, object_hook=_decode))) + "\n")
             answers.flush()
