@@ -25,7 +25,8 @@ from interp.sites import Site
 from interp.store import ActivationStore, StoreSpec
 from interp.tokenfile import TokenFile
 
-StoreDtype = Literal["bfloat16", "float16", "float32"]
+StoreDtype = Literal["bfloat16", "float16", "float32", "int8", "float8_e4m3"]
+"""Of rows on disk; one-byte formats have a scale per row and an error that the store states (`interp.quantised`)."""
 
 
 class Settings(TypedDict, total=False):

@@ -24,13 +24,14 @@ import torch
 from interp import ledger
 from interp.background import Background
 from interp.errors import InputError
+from interp.manifest import FORMAT, contents, next_doc, part_file, shard_file, version_of
 from interp.pipeline import Ready, Rows, Runner, assemble, is_out_of_memory, refuse_nonfinite
 from interp.plan import Plan, Selector, describe
 from interp.progress import bar
 from interp.sealing import full_disk, only_writer, write_json
 from interp.shards import ShardWriter, raw
 from interp.stages import Stages
-from interp.store import FORMAT, VERSION, ActivationStore, next_doc, part_file, shard_file
+from interp.store import ActivationStore
 
 _QUEUE = 4
 
@@ -131,7 +132,8 @@ class Extraction:
     def _extract_shard(self, shard: int, writer: Background, update: Callable[[int], Any]) -> None:
         """One shard, from its first batch to its entry in the ledger."""
         number = self.first_shard + shard
-        metadata = {"format": FORMAT, "version": str(VERSION), "spec": json.dumps(asdict(self.plan.spec))}
+        version = str(version_of(self.plan.layout.dtype))
+        metadata = {"format": FORMAT, "version": version, "spec": json.dumps(asdict(self.plan.spec))}
         rows = int(self.plan.shard_rows[shard])
         sink = self._sink = ShardWriter(self.path / shard_file(number), self.plan.layout, rows, metadata)
 
@@ -160,10 +162,11 @@ class Extraction:
         with self.stages.timed("writer"):
             if not self.allow_nonfinite:
                 refuse_nonfinite(rows, self.selector.tokens.ids)
-            contents = raw(rows.columns())
-            sink.digest(contents)
+            columns = raw(rows.columns())
+            sink.digest(columns)
+            sink.measured(rows.errors())
         with self.stages.timed("disk"):
-            sink.put(contents)
+            sink.put(columns)
 
     def _assemble(self, plan: Plan, index: int) -> Ready:
         with self.stages.timed("tokens"):
@@ -228,16 +231,9 @@ class Extraction:
             "splits": len(plan.splits),
             "versions": _versions(),
         }
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "dtype": plan.spec.dtype,
-            "row_shapes": plan.row_shapes,
-            "rows": sum(entry["rows"] for entry in entries.values()),
-            "checksum": "sha256 of the header and of each tensor's bytes",
-            "parts": [*others[: self.part], part, *others[self.part :]],
-            "shards": [entry for _, entry in sorted(entries.items())],
-        }
+        parts = [*others[: self.part], part, *others[self.part :]]
+        shards = [entry for _, entry in sorted(entries.items())]
+        content = contents(plan.row_shapes, plan.layout.dtype, parts, shards)
         write_json(self.path / "manifest.json", content)
 
 

@@ -49,7 +49,7 @@ class ExtractConfig:
     dtype: str | None = None
     """Precision of the model: float32, bfloat16, float16; by default float32 on a CPU, bfloat16 on a GPU."""
     store_dtype: StoreDtype = "bfloat16"
-    """Precision on disk."""
+    """Precision on disk; int8 and float8_e4m3 take half of bfloat16's bytes, at an error that `store info` states."""
     device: str | None = None
     """cpu, cuda, ...; by default a GPU where there is one."""
     seed: int = 0

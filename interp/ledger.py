@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
+from interp.manifest import model_side, part_file
 from interp.plan import Plan
 from interp.sealing import differences, read_json, sync, write_sealed
 from interp.shards import damage
-from interp.store import StoreSpec, model_side, part_file
+from interp.store import StoreSpec
 
 _LEDGER = "ledger.jsonl"
 
@@ -102,7 +103,7 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(entry, dict) and entry.keys() == {"shard", "name", "rows", "bytes", "sha256"}:
+        if isinstance(entry, dict) and entry.keys() - {"error"} == {"shard", "name", "rows", "bytes", "sha256"}:
             entries[entry.pop("shard")] = entry
     return entries
 

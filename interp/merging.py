@@ -7,10 +7,12 @@ the entry.
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from interp.errors import InputError
+from interp.manifest import contents, model_side, next_doc, part_file, shard_file
 from interp.sealing import differences, partial_name, publish, sync, write_json
-from interp.store import ActivationStore, model_side, next_doc, part_file, shard_file
+from interp.store import ActivationStore
 
 
 def merge(stores: Sequence[ActivationStore], out: Path) -> ActivationStore:
@@ -28,21 +30,22 @@ def merge(stores: Sequence[ActivationStore], out: Path) -> ActivationStore:
     partial = partial_name(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    manifest = {**stores[0].manifest, "parts": [], "shards": []}
+    parts: list[dict[str, Any]] = []
+    shards: list[dict[str, Any]] = []
     for store in stores:
         for part in store.manifest["parts"]:
-            plan = part_file(len(manifest["parts"]))
+            plan = part_file(len(parts))
             shutil.copyfile(store.path / part["plan"], partial / plan)
-            first_doc = next_doc(manifest["parts"], part["spec"]["tokens"])
-            manifest["parts"].append({**part, "plan": plan, "first_doc": first_doc})
+            first_doc = next_doc(parts, part["spec"]["tokens"])
+            parts.append({**part, "plan": plan, "first_doc": first_doc})
         for entry in store.manifest["shards"]:
-            name = shard_file(len(manifest["shards"]))
+            name = shard_file(len(shards))
             shutil.copyfile(store.path / entry["name"], partial / name)
-            manifest["shards"].append({**entry, "name": name})
-    manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
+            shards.append({**entry, "name": name})
     for path in partial.iterdir():
         sync(path)
-    write_json(partial / "manifest.json", manifest)
+    first = stores[0].manifest
+    write_json(partial / "manifest.json", contents(first["row_shapes"], first["dtype"], parts, shards))
     publish(partial, out)
     merged = ActivationStore.open(out)
     merged.verify()

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.batching import Batch
 from interp.errors import InputError
 from interp.plan import Plan, Selector
+from interp.quantised import as_bytes, figures, is_quantised, quantise, scale_name
 from interp.shards import KEYS
 from interp.sites import Point, Site
 
@@ -40,12 +41,16 @@ class Ready(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of one batch on the host, or on their way there until `event` has passed."""
+    """Rows of one batch on the host, or on their way there until `event` has passed.
+
+    One-byte formats have scales among `acts`, and an entry in `error`.
+    """
 
     number: int
     keys: dict[str, Int[np.ndarray, " n"]]
     acts: dict[str, Tensor]
     finite: dict[str, Bool[Tensor, ""]]
+    error: dict[str, Float[Tensor, " 5"]]
     event: Any
 
     def wait(self) -> None:
@@ -54,9 +59,13 @@ class Rows(NamedTuple):
             self.event.synchronize()
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All tensors, as numpy can write them (bfloat16 as int16)."""
+        """All tensors, as numpy can write them (bfloat16 as int16, float8 as uint8)."""
         acts = {n: x.view(torch.int16) if x.dtype is torch.bfloat16 else x for n, x in self.acts.items()}
-        return self.keys | {name: x.numpy() for name, x in acts.items()}
+        return self.keys | {name: as_bytes(x) for name, x in acts.items()}
+
+    def errors(self) -> dict[str, dict[str, float]]:
+        """What one-byte rows lost, by site."""
+        return {name: figures(error) for name, error in self.error.items()}
 
 
 def assemble(plan: Plan, selector: Selector, index: int) -> Ready:
@@ -102,6 +111,7 @@ class Runner:
         """Capture one batch."""
         acts: dict[str, Tensor] = {}
         finite: dict[str, Tensor] = {}
+        error: dict[str, Tensor] = {}
         with torch.inference_mode():
             found = self.model.capture(ready.batch.tokens, self.sites, lengths=ready.batch.lengths)
             b, t = ready.batch.tokens.shape
@@ -109,25 +119,29 @@ class Runner:
                 whole = found[site]
                 assert whole.shape[:2] == (b, t), f"{site} came as {tuple(whole.shape)} for a batch of {b} x {t}"
                 flat = ready.flat.to(whole.device, non_blocking=True)
-                rows = whole.reshape(b * t, *whole.shape[2:]).index_select(0, flat).to(self.dtype)
-                acts[str(site)] = rows
-                finite[str(site)] = torch.isfinite(rows).all()
+                rows = whole.reshape(b * t, *whole.shape[2:]).index_select(0, flat)
+                name = telling = str(site)
+                if is_quantised(self.dtype):
+                    telling = scale_name(name)  # NaN where a row is not finite
+                    acts[name], acts[telling], error[name] = quantise(rows, self.dtype)
+                else:
+                    acts[name] = rows.to(self.dtype)
+                finite[name] = torch.isfinite(acts[telling]).all()
         if all(rows.device.type == "cpu" for rows in acts.values()):
-            return Rows(ready.number, ready.keys, acts, finite, None)
-        return self._to_host(Rows(ready.number, ready.keys, acts, finite, None))
+            return Rows(ready.number, ready.keys, acts, finite, error, None)
+        return self._to_host(Rows(ready.number, ready.keys, acts, finite, error, None))
 
     def _to_host(self, rows: Rows) -> Rows:
         # Untested without a GPU. The caching host allocator hands the same few pinned buffers round.
         device = next(iter(rows.acts.values())).device
         if device.type != "cuda":
-            return rows._replace(
-                acts={n: x.cpu() for n, x in rows.acts.items()}, finite={n: x.cpu() for n, x in rows.finite.items()}
-            )
+            acts, finite, error = ({n: x.cpu() for n, x in g.items()} for g in (rows.acts, rows.finite, rows.error))
+            return rows._replace(acts=acts, finite=finite, error=error)
         self._stream = self._stream or torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream), torch.inference_mode():
             moved: list[dict[str, Tensor]] = []
-            for group in (rows.acts, rows.finite):
+            for group in (rows.acts, rows.finite, rows.error):
                 pinned = {n: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for n, x in group.items()}
                 for name, x in group.items():
                     pinned[name].copy_(x, non_blocking=True)
@@ -135,7 +149,7 @@ class Runner:
                 moved.append(pinned)
             event = torch.cuda.Event()
             event.record(self._stream)
-        return rows._replace(acts=moved[0], finite=moved[1], event=event)
+        return rows._replace(acts=moved[0], finite=moved[1], error=moved[2], event=event)
 
 
 STORING = (
@@ -149,7 +163,8 @@ def refuse_nonfinite(rows: Rows, ids: Sequence[str], *, advice: str = STORING) -
     for name, finite in rows.finite.items():
         if bool(finite):
             continue
-        bad = ~torch.isfinite(rows.acts[name]).flatten(1).all(1)
+        telling = rows.acts.get(scale_name(name), rows.acts[name])
+        bad = ~torch.isfinite(telling).reshape(len(telling), -1).all(1)
         documents = sorted({str(ids[int(d)]) for d in rows.keys["doc"][bad.numpy()]})
         some = ", ".join(repr(d) for d in documents[:3]) + (f" and {len(documents) - 3} more" if documents[3:] else "")
         raise InputError(

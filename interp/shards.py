@@ -44,6 +44,11 @@ _TORCH = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}  # which numpy
 _FLUSH = 1 << 26
 
 
+def read_dtype(dtype: str) -> torch.dtype:
+    """What rows stored in `dtype` are read as."""
+    return torch.float32 if dtype in KINDS else DTYPES[dtype]
+
+
 @dataclass(frozen=True)
 class Layout:
     """The tensors of a shard: the three keys, then scales if there are any, then one per site; shapes are of a row."""

@@ -23,13 +23,12 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.manifest import FORMAT, VERSIONS
+from interp.quantised import KINDS, as_bytes, dequantise, scale_name
 from interp.sealing import differences, read_json
-from interp.shards import DTYPES, KEYS, Shard, damage
+from interp.shards import KEYS, Shard, damage, read_dtype
 from interp.shuffle import HORIZON_BYTES, Order, prefetched
 from interp.sites import Site
-
-FORMAT = "midlens-activations"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class StoreSpec:
     revision: str | None = None
     sites: tuple[str, ...] | None = None
     dtype: str | None = None
-    """Of the rows on disk."""
+    """Of the rows on disk; int8 and float8_e4m3 are read as float32."""
     compute_dtype: str | None = None
     """Of the model that computed them."""
     corpus: str | None = None
@@ -70,7 +69,7 @@ class Damaged(InputError):
 
 
 class ActivationBatch(NamedTuple):
-    """Rows of a store: per site `n d` (`n h e` for sites with heads), in the store's dtype."""
+    """Rows of a store: per site `n d` (`n h e` for sites with heads), in `store.dtype`."""
 
     acts: dict[Site, Float[Tensor, "n ..."]]
     token: Int[Tensor, " n"]
@@ -86,7 +85,8 @@ class ActivationStore:
         self.manifest = manifest
         self.specs = [StoreSpec.from_json(part["spec"]) for part in manifest["parts"]]
         self.sites = [Site.parse(name) for name in manifest["row_shapes"]]
-        self.dtype = DTYPES[manifest["dtype"]]
+        self.quantised = manifest["dtype"] in KINDS
+        self.dtype = read_dtype(manifest["dtype"])
         self.ends: Int[np.ndarray, " shards"] = np.cumsum([entry["rows"] for entry in manifest["shards"]])
 
     @classmethod
@@ -94,8 +94,11 @@ class ActivationStore:
         """Open a finished store. Shard sizes are checked, contents by `verify`; `expect` refuses other settings."""
         path = Path(path)
         manifest = read_json(path / "manifest.json", "activation store")
-        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-            raise InputError(f"{path} is no activation store of version {VERSION} (found {manifest.get('format')!r})")
+        if manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
+            raise InputError(
+                f"{path} is no activation store of version {' or '.join(map(str, VERSIONS))} (found "
+                f"{manifest.get('format')!r}, version {manifest.get('version')!r})"
+            )
         store = cls(path, manifest)
         store._refuse([found for entry in manifest["shards"] if (found := damage(path, entry, contents=False))])
         for spec in store.specs if expect else ():
@@ -127,8 +130,16 @@ class ActivationStore:
         return wanted
 
     def rows(self, site: str | Site, start: int, stop: int) -> Float[Tensor, "n ..."]:
-        """Rows start..stop of one site; within one shard they share the file's pages, across shards they are a copy."""
-        return self._range(str(self.site(site)), start, stop)
+        """Rows start..stop of one site.
+
+        Within one shard they share the file's pages, across shards they are a copy; so are those of one-byte formats.
+        """
+        name = str(self.site(site))
+        found = self._range(name, start, stop)
+        if not self.quantised:
+            return found
+        scale = self._range(scale_name(name), start, stop)
+        return torch.from_numpy(dequantise(as_bytes(found), scale.numpy()))
 
     def keys(self, start: int, stop: int) -> ActivationBatch:
         """Token, document and position of rows start..stop (`acts` is empty)."""
@@ -199,8 +210,13 @@ class ActivationStore:
             taken = [self.shard(s).array(name)[index - starts[s]] for s, index in pieces]
             return (taken[0] if len(taken) == 1 else np.concatenate(taken))[back]
 
-        acts = {site: torch.from_numpy(column(str(site))) for site in wanted}
-        acts = {site: x.view(torch.bfloat16) if self.dtype is torch.bfloat16 else x for site, x in acts.items()}
+        def values(name: str) -> Tensor:
+            if self.quantised:
+                return torch.from_numpy(dequantise(column(name), column(scale_name(name))))
+            found = torch.from_numpy(column(name))
+            return found.view(torch.bfloat16) if self.dtype is torch.bfloat16 else found
+
+        acts = {site: values(str(site)) for site in wanted}
         token, doc, position = (column(name) for name in KEYS)
         doc = (doc + self.first_docs[shard_of][back]).astype(np.int32)
         return ActivationBatch(acts, *(torch.from_numpy(key) for key in (token, doc, position)))
@@ -214,8 +230,13 @@ class ActivationStore:
         )
 
     @property
+    def error(self) -> dict[str, dict[str, float]]:
+        """Of one-byte formats, by site: |x - x^|^2 / |x|^2 of a row (and head), `mean` and `worst`, and `overall`."""
+        return self.manifest.get("error", {})
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of one row over all sites and keys."""
+        """Bytes of one row on disk, over all sites and keys."""
         return max(1, sum(entry["bytes"] for entry in self.manifest["shards"]) // max(1, len(self)))
 
     def shard(self, index: int) -> Shard:
@@ -252,28 +273,3 @@ class ActivationStore:
         from interp import merging  # which imports this module
 
         return merging.merge([ActivationStore.open(path) for path in paths], Path(out))
-
-
-def part_file(number: int) -> str:
-    """The plan of part `number`."""
-    return "plan.json" if number == 0 else f"plan-{number:05}.json"
-
-
-def shard_file(number: int) -> str:
-    """The name of shard `number`."""
-    return f"shard-{number:05}.safetensors"
-
-
-def model_side(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What all parts of one store share."""
-    spec = manifest["parts"][0]["spec"]
-    names = ("model", "revision", "compute_dtype", "dtype", "sites")
-    return {name: spec[name] for name in names} | {"row_shapes": manifest["row_shapes"]}
-
-
-def next_doc(parts: Sequence[dict[str, Any]], tokens: str) -> int:
-    """The number that document 0 of the token file `tokens` gets behind `parts`: the same file keeps its number."""
-    for part in parts:
-        if part["spec"]["tokens"] == tokens:
-            return part["first_doc"]
-    return max((part["first_doc"] + part["file_documents"] for part in parts), default=0)

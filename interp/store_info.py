@@ -12,6 +12,7 @@ def describe_store(store: ActivationStore) -> str:
         f"store      {store.path}",
         f"rows       {len(store):,} of {manifest['dtype']} in {len(manifest['shards'])} shards, {size:,.1f} MiB",
         f"sites      {shapes}",
+        *(_error(site, found) for site, found in store.error.items()),
     ]
     for part, spec in zip(manifest["parts"], store.specs, strict=True):
         revision = f", revision {spec.revision}" if spec.revision else ""
@@ -29,3 +30,11 @@ def describe_store(store: ActivationStore) -> str:
             f"versions   {', '.join(f'{name} {version}' for name, version in part['versions'].items())}",
         ]
     return "\n".join(lines)
+
+
+def _error(site: str, found: dict[str, float]) -> str:
+    """What the format on disk costs: the part of a row's squared norm that is lost."""
+    return (
+        f"error      {site}: {found['mean']:.1e} of a row's squared norm on average, {found['worst']:.1e} at most; "
+        f"{found['overall']:.1e} over all rows"
+    )

@@ -4,7 +4,7 @@
 
 The buffer holds two generations of W rows: one is being used up while a thread computes the next, so
 
-    W = buffer_bytes / (2 * bytes of a row)
+    W = buffer_bytes / (2 * bytes of a row)              int8 and float8_e4m3: half of bfloat16's bytes, twice the rows
 
 and no third one ever exists, however slow either side is. W is the mixing horizon: a batch is a sample of W rows that
 were computed one behind the other, from documents chosen all over the token file (at a seam, of two such runs). What a
@@ -36,8 +36,9 @@ from interp.errors import InputError
 from interp.extract import StoreDtype, described, suited
 from interp.pipeline import Capturing, Ready, Rows, assemble, is_out_of_memory, refuse_nonfinite
 from interp.plan import Exclusions, Plan
+from interp.quantised import read, scale_name
 from interp.schedule import Material, Schedule
-from interp.shards import DTYPES, KEYS, Layout
+from interp.shards import DTYPES, KEYS, Layout, read_dtype
 from interp.shuffle import Stopped, one_ahead, prefetched
 from interp.sites import Site
 from interp.store import ActivationBatch
@@ -52,8 +53,7 @@ class Generation:
 
     def __init__(self, identity: tuple[int, int, int], layout: Layout, size: int) -> None:
         self.identity, self.size, self.filled = identity, size, 0
-        dtype = DTYPES[layout.dtype]
-        self.acts = {name: torch.empty((size, *shape), dtype=dtype) for name, shape in layout.sites.items()}
+        self.acts = {name: torch.empty((size, *s), dtype=DTYPES[dtype]) for name, (dtype, s) in layout.rows.items()}
         self.keys = {name: torch.empty(size, dtype=torch.int32) for name in KEYS}
 
     def append(self, rows: Rows) -> None:
@@ -66,9 +66,14 @@ class Generation:
         self.filled = stop
 
     def take(self, sites: Sequence[Site], index: Int[np.ndarray, " n"]) -> ActivationBatch:
-        """A copy of the rows at `index`."""
+        """A copy of the rows at `index`, in float32 if they are held in one byte a number."""
         at = torch.from_numpy(index)
-        acts = {site: self.acts[str(site)].index_select(0, at) for site in sites}
+
+        def values(name: str) -> Tensor:
+            found, scale = self.acts[name].index_select(0, at), self.acts.get(scale_name(name))
+            return found if scale is None else read(found, scale.index_select(0, at))
+
+        acts = {site: values(str(site)) for site in sites}
         return ActivationBatch(acts, *(self.keys[name].index_select(0, at) for name in KEYS))
 
 
@@ -95,7 +100,7 @@ class ActivationStream:
             model, tokens, sites, docs=docs, dtype=dtype, max_length=max_length, exclude=exclude, seed=None
         )
         self.layout = Layout(row_shapes, dtype)
-        self.sites, self.dtype, self.buffer_bytes = self.runner.sites, DTYPES[dtype], buffer_bytes
+        self.sites, self.dtype, self.buffer_bytes = self.runner.sites, read_dtype(dtype), buffer_bytes
         sizes = suited(model, self.layout, max_length)
         windows = windows_of(tokens.lengths, max_length=max_length, bos=tokens.bos is not None, docs=docs)
         self._excluded: dict[str, int] = {}

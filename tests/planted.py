@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.manifest import contents
 from interp.shards import Layout, ShardWriter
-from interp.store import FORMAT, VERSION, ActivationStore, StoreSpec
+from interp.store import ActivationStore, StoreSpec
 from interp.tokenfile import TokenFile, tokenize
 from saes.sae import SAE, SAEConfig
 
@@ -65,15 +66,7 @@ def store(
         model="planted", sites=tuple(sites), dtype="float32", tokens=tokens.digest, max_length=32, docs="all"
     )
     part = {"spec": asdict(spec), "first_doc": 0, "shards": len(entries), "file_documents": len(tokens)}
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "dtype": "float32",
-        "row_shapes": {name: list(shape) for name, shape in shapes.items()},
-        "parts": [part],
-        "shards": entries,
-        "rows": len(acts),
-    }
+    manifest = contents({name: list(shape) for name, shape in shapes.items()}, "float32", [part], entries)
     (path / "manifest.json").write_text(json.dumps(manifest))
     return ActivationStore.open(path)
 

@@ -221,7 +221,7 @@ def test_impossible_requests_are_refused(tmp_path):
         "no site to extract": {"sites": []},
         "has no row per token": {"sites": ["pattern.0"]},
         "names no site": {"sites": ["nonsense"]},
-        "store_dtype must be one of": {"store_dtype": "int8"},
+        "store_dtype must be one of": {"store_dtype": "int4"},
         "docs names 1 documents twice": {"docs": [1, 1]},
         "docs must lie in": {"docs": [99]},
         "rows_per_shard must be at least 1": {"rows_per_shard": 0},
