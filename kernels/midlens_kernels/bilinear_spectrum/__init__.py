@@ -31,6 +31,7 @@ from midlens_kernels.bilinear_spectrum.core import (
     core_and_basis,
     core_of_factors,
     core_of_gram,
+    refuse_nonfinite,
     spectrum_of_core,
     vectors_of_core,
 )
@@ -38,7 +39,7 @@ from midlens_kernels.bilinear_spectrum.cpu import bilinear_spectrum_cpu
 from midlens_kernels.bilinear_spectrum.reference import bilinear_spectrum_reference
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_Factor = Shaped[Tensor, "..."]  # `*h d e`; what is not is refused in words
+_Any = Shaped[Tensor, "..."]  # of the shape `*h d e`; what is not is refused in words
 
 
 class BilinearEnergies(NamedTuple):
@@ -48,7 +49,7 @@ class BilinearEnergies(NamedTuple):
     filtering: Float[Tensor, "*h"]
 
 
-def bilinear_spectrum(left: _Factor, right: _Factor) -> BilinearSpectrum:
+def bilinear_spectrum(left: _Any, right: _Any) -> BilinearSpectrum:
     """Both spectra; same values and gradients as `bilinear_spectrum_reference`.
 
     A value that repeats, or a routing value that is zero, has no gradient of its own; functions in which equal values
@@ -70,7 +71,7 @@ def bilinear_spectrum(left: _Factor, right: _Factor) -> BilinearSpectrum:
             return bilinear_spectrum_cpu(left, right)
 
 
-def bilinear_energies(left: _Factor, right: _Factor) -> BilinearEnergies:
+def bilinear_energies(left: _Any, right: _Any) -> BilinearEnergies:
     """||M||^2 = <left^T left, right^T right> and tr(M^2) = tr((right^T left)^2), half their sum and difference.
 
     The cheapest measure, with derivatives of any order. The difference cancels: an energy below 1e-15 |left|^2
@@ -84,7 +85,7 @@ def bilinear_energies(left: _Factor, right: _Factor) -> BilinearEnergies:
     return BilinearEnergies(((square - trace) / 2).clamp_min(0), ((square + trace) / 2).clamp_min(0))
 
 
-def bilinear_eigenvalues(left: _Factor, right: _Factor) -> Complex[Tensor, "*h small"]:
+def bilinear_eigenvalues(left: _Any, right: _Any) -> Complex[Tensor, "*h small"]:
     """Eigenvalues of M itself, complex128, in no order: min(d, e) of them, those of right^T left; the rest are zero.
 
     Differentiable where they are distinct. M is not normal in general: its eigenvalues may be far more sensitive to
@@ -92,10 +93,12 @@ def bilinear_eigenvalues(left: _Factor, right: _Factor) -> Complex[Tensor, "*h s
     """
     _check(left, right)
     left, right = left.double(), right.double()
-    return torch.linalg.eigvals(right.mT @ left if left.shape[-2] > left.shape[-1] else left @ right.mT)
+    product = right.mT @ left if left.shape[-2] > left.shape[-1] else left @ right.mT
+    refuse_nonfinite(product)
+    return torch.linalg.eigvals(product)
 
 
-def bilinear_vectors(left: _Factor, right: _Factor) -> BilinearVectors:
+def bilinear_vectors(left: _Any, right: _Any) -> BilinearVectors:
     """Planes and modes with their values; the vectors are d long and carry no gradient."""
     _check(left, right)
     _refuse_gradient("bilinear_vectors", left, right)
@@ -105,7 +108,7 @@ def bilinear_vectors(left: _Factor, right: _Factor) -> BilinearVectors:
     return BilinearVectors(routing, planes, filtering, modes @ basis.mT)
 
 
-def bilinear_core(left: _Factor, right: _Factor) -> tuple[Float[Tensor, "*h p e"], Float[Tensor, "*h p e"]]:
+def bilinear_core(left: _Any, right: _Any) -> tuple[Float[Tensor, "*h p e"], Float[Tensor, "*h p e"]]:
     """a and b (float64) with left = U a, right = U b for one orthonormal U: left A right^T = U (a A b^T) U^T, any A.
 
     For parts of M that share its factors, as the offsets of rotary embeddings do. No gradient.
@@ -115,8 +118,8 @@ def bilinear_core(left: _Factor, right: _Factor) -> tuple[Float[Tensor, "*h p e"
     return core_of_factors(left, right)
 
 
-def gram_spectrum(gram: Float[Tensor, "*h two_e two_e"]) -> BilinearSpectrum:
-    """Both spectra (e and 2e values) from [left right]^T [left right], for d too large to hold or rows that stream by.
+def gram_spectrum(gram: _Any) -> BilinearSpectrum:
+    """Both spectra (e and 2e values) from [left right]^T [left right] (`*h 2e 2e`), for d too large to hold or rows that stream by.
 
     Values below 1e-8 of |left| |right| are noise, however exact the sum was; it has no gradient.
     """

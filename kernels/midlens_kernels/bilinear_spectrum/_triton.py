@@ -2,13 +2,13 @@
 
     gram[h] = sum over rows r of  [left right][h, r]^T [left right][h, r]
 
-Squaring costs half the digits, so the sum must have twice those of its terms: products of float32 numbers (or narrower
-ones) are exact in float64, and are added in float64. Tile (i, j) of a head's matrix, i <= j, is summed by as many
+Squaring costs half the digits, so the sum must have twice those of its terms: products of float32 numbers are exact in
+float64, and are added in float64, by the tensor cores of data-centre GPUs (sm_80, sm_90; other GPUs are slow at it).
+Narrower numbers are widened to float32 before the launch, a piece of the heads at a time: Triton 3.6 does not compile
+a float64 product whose operands were loaded as 16 bits. Tile (i, j) of a head's matrix, i <= j, is summed by as many
 programs as keep a GPU busy, each over rows of its own, into a partial matrix of its own; a second pass adds those in
 order and writes the tile and its mirror image. Nothing is added by atomics, no float64 copy of the factors is made, and
-how the sum is cut depends on the shape alone: equal input gives equal bits.
-
-Loads are widened to float32 first (Triton's interpreter computes nonsense in bfloat16); row offsets have 64 bits.
+how the sum is cut depends on the shape alone: equal input gives equal bits. Row offsets have 64 bits.
 """
 
 from typing import no_type_check
@@ -38,8 +38,7 @@ def _rows(left, right, offset, row, stride_r, stride_c, inside, index, tiles, E,
         source, first = right, (index - tiles) * BLOCK
     column = first + tl.arange(0, BLOCK)
     place = offset + row[:, None] * stride_r + column[None, :].to(tl.int64) * stride_c
-    value = tl.load(source + place, mask=inside[:, None] & (column < E)[None, :], other=0.0)
-    return value.to(tl.float32).to(tl.float64)
+    return tl.load(source + place, mask=inside[:, None] & (column < E)[None, :], other=0.0).to(tl.float64)
 
 
 @triton.jit
@@ -117,6 +116,7 @@ def grams(left: Float[Tensor, "h d e"], right: Float[Tensor, "h d e"]) -> Float[
     gram = torch.empty(heads, 2 * e, 2 * e, dtype=torch.float64, device=left.device)
     if not heads:
         return gram
+    left, right = left.float(), right.float()
     if left.stride() != right.stride():
         left, right = left.contiguous(), right.contiguous()
     block = max(16, min(COLUMNS, triton.next_power_of_2(e)))

@@ -80,7 +80,7 @@ def core_of_gram(
     alike in norm, by a power of two, which rounds nothing: else a long column would drown short ones. Where one of the
     two is zero the other counts for nothing.
     """
-    _refuse_nonfinite(gram)
+    refuse_nonfinite(gram)
     e = gram.shape[-1] // 2
     norms = gram.diagonal(dim1=-2, dim2=-1)
     long, short = norms[..., :e], norms[..., e:]
@@ -122,10 +122,10 @@ def vectors_of_core(a: Float[Tensor, "*h p e"], b: Float[Tensor, "*h p e"]) -> B
 
 def _parts(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     core = a @ b.mT
-    _refuse_nonfinite(core)
+    refuse_nonfinite(core)
     return (core - core.mT) / 2, (core + core.mT) / 2
 
 
-def _refuse_nonfinite(core: Tensor) -> None:
+def refuse_nonfinite(core: Tensor) -> None:
     if not core.isfinite().all():
         raise ValueError("left or right holds NaN or infinite values (or float64 overflows in their products)")
