@@ -26,6 +26,7 @@ from torch import Tensor
 from interp.anatomy import ModelSpec
 from interp.bench.flops import Product, products
 from interp.bench.measure import settle, spread
+from interp.bench.report import Row, make_row
 from interp.errors import InputError
 
 _BLOCK = 8 << 20  # bytes per write
@@ -44,6 +45,10 @@ class Rate:
     def median(self) -> float:
         """The figure that shares are taken of."""
         return spread(self.values)["median"]
+
+    def row(self) -> Row:
+        """For the report."""
+        return make_row("ceiling", self.name, self.unit, self.values, detail=self.detail)
 
 
 @dataclass(frozen=True)
@@ -83,16 +88,17 @@ def measure_ceilings(
 ) -> Ceilings:
     """Measure them: products at `tokens` rows, the disk under `folder` if one is given. `done` gets each in turn."""
     where, rates = torch.device(device), dict[str, Rate]()
-    for rate in _each(spec, tokens, dtype, where, folder, effort):
+    for rate in each_rate(spec, tokens, dtype, where, folder, effort):
         rates[rate.name] = rate
         if done is not None:
             done(rate)
     return Ceilings(rates)
 
 
-def _each(
+def each_rate(
     spec: ModelSpec, tokens: int, dtype: torch.dtype, device: torch.device, folder: str | Path | None, effort: Effort
 ) -> Iterator[Rate]:
+    """The ceilings, one after the other as they are measured."""
     matrices = products(spec)
     values = [matmul_rate(matrices, tokens, dtype, device, effort.seconds) for _ in range(effort.repeats)]
     kind = str(dtype).removeprefix("torch.")

@@ -33,21 +33,19 @@ class Product(NamedTuple):
         return 2 * self.inputs * self.outputs
 
 
-# The parts of a block that have run, when a point is reached. Both halves of a gated MLP count as one part before its
-# product; scores without mixing are half of the attention.
+# The parts of a block that have run when a point is reached. Rotated queries and keys, scores and patterns are computed
+# where the projections are hooked, before v; the model's own attention comes after. Scores without mixing are half.
+_ATTENTION = ("q", "k", "v", "scores", "mixing", "o")
 _PARTS: dict[Point, tuple[str, ...]] = {
-    Point.Q: ("q",),
-    Point.K: ("q", "k"),
+    **dict.fromkeys((Point.Q, Point.ROT_Q), ("q",)),
+    **dict.fromkeys((Point.K, Point.ROT_K), ("q", "k")),
     Point.V: ("q", "k", "v"),
-    Point.ROT_Q: ("q", "k", "v"),
-    Point.ROT_K: ("q", "k", "v"),
-    Point.ATTN_SCORES: ("q", "k", "v", "scores"),
-    Point.PATTERN: ("q", "k", "v", "scores"),
-    Point.Z: ("q", "k", "v", "scores", "mixing"),
-    **dict.fromkeys((Point.ATTN_OUT, Point.RESID_MID, Point.LN2), ("q", "k", "v", "scores", "mixing", "o")),
-    Point.MLP_PRE: ("q", "k", "v", "scores", "mixing", "o", "gate"),
-    **dict.fromkeys((Point.MLP_PRE_LINEAR, Point.MLP_POST), ("q", "k", "v", "scores", "mixing", "o", "gate", "up")),
-    **dict.fromkeys((Point.MLP_OUT, Point.RESID_POST), ("q", "k", "v", "scores", "mixing", "o", "gate", "up", "down")),
+    **dict.fromkeys((Point.ATTN_SCORES, Point.PATTERN), ("q", "k", "scores")),
+    Point.Z: _ATTENTION[:-1],
+    **dict.fromkeys((Point.ATTN_OUT, Point.RESID_MID, Point.LN2), _ATTENTION),
+    Point.MLP_PRE: (*_ATTENTION, "gate"),
+    **dict.fromkeys((Point.MLP_PRE_LINEAR, Point.MLP_POST), (*_ATTENTION, "gate", "up")),
+    **dict.fromkeys((Point.MLP_OUT, Point.RESID_POST), (*_ATTENTION, "gate", "up", "down")),
 }
 
 

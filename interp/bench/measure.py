@@ -37,14 +37,12 @@ def measure(call: Callable[[], Any], *, device: torch.device | str = "cpu") -> M
     is over when the device is done.
     """
     where = torch.device(device)
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    _give_back()
     os.sync()
     if where.type == "cuda":
         torch.cuda.synchronize(where)
         torch.cuda.reset_peak_memory_stats(where)
-    before = reset_peak()
+    before = _reset_peak()
     begun, begun_cpu = time.perf_counter(), time.process_time()
     call()
     settle(where)
@@ -104,7 +102,32 @@ def free_memory(device: torch.device | str) -> int | None:
     return free if limit == "max" else max(0, min(free, int(limit) - held))
 
 
-def reset_peak() -> int | None:
+def held_memory(device: torch.device | str) -> int | None:
+    """Bytes held now: allocated on the GPU, or resident; freed memory is given back first. None: cannot be known."""
+    _give_back()
+    where = torch.device(device)
+    return torch.cuda.memory_allocated(where) if where.type == "cuda" else _reset_peak()
+
+
+def peak_during(call: Callable[[], Any], device: torch.device | str) -> int | None:
+    """The most bytes held at any time of `call`, what was held before included; as `held_memory`."""
+    where, known = torch.device(device), held_memory(device) is not None
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    call()
+    settle(where)
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where)
+    return _status("VmHWM") if known else None
+
+
+def _give_back() -> None:
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _reset_peak() -> int | None:
     """Resident bytes now, with the kernel's peak set back to them (proc(5), clear_refs 5)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

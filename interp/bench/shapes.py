@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import nn
 
 from interp.anatomy import ModelSpec
@@ -245,10 +244,10 @@ class _Drawing:
         """Its size is its identity."""
         return {"vocabulary": self.vocabulary}
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> Int[np.ndarray, " t"]:
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """The ids."""
         seed, number, length = map(int, text.split())
-        return np.random.default_rng((seed, number)).integers(self.vocabulary, size=length)
+        return np.random.default_rng((seed, number)).integers(self.vocabulary, size=length).tolist()
 
 
 def synthetic_tokens(folder: str | Path, *, vocabulary: int, lengths: Sequence[int], seed: int = 0) -> TokenFile:
