@@ -1,7 +1,8 @@
 """Runs extractions that kill themselves: `python kill_child.py ROOT TOKENS POINTS...`, one forked process per point.
 
 A point is KIND:N:SIDE: SIGKILL before or after the N-th call of os.KIND (`replace` is the rename), or `time:SECONDS:`.
-Each point's store is ROOT/POINT/s, and ROOT/POINT/log has one byte per forward pass.
+Each point's store is ROOT/POINT/s, and ROOT/POINT/log has one byte per forward pass. STORE_DTYPE, in the environment,
+is that of the rows.
 """
 
 import os
@@ -52,7 +53,9 @@ def main(root: Path, tokens: Path, points: list[str]) -> None:
         child = os.fork()
         if child == 0:
             arm(point)
-            extract(Slow(log=folder / "log"), TokenFile.open(tokens), SITES, folder / "s", **SETTINGS)
+            dtype = os.environ.get("STORE_DTYPE", "bfloat16")
+            model = Slow(log=folder / "log")
+            extract(model, TokenFile.open(tokens), SITES, folder / "s", store_dtype=dtype, **SETTINGS)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         (folder / "killed").write_text(str(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL))
