@@ -25,14 +25,21 @@ def topk_decode(
     offsets: Int[Tensor, " bags"] | None = None,
 ) -> Float[Tensor, "n d"]:
     """Decode sparse codes; same value and gradients as `topk_decode_reference`."""
+    longest = None
     if offsets is None:
         if acts.ndim != 2:
             raise ValueError(f"codes without offsets have the shape (n, k), got {tuple(acts.shape)}")
-        n, k = acts.shape
-        offsets = torch.arange(n + 1, device=idx.device, dtype=idx.dtype) * k
+        n, longest = acts.shape
+        offsets = torch.arange(n + 1, device=idx.device, dtype=idx.dtype) * longest
     elif acts.ndim != 1:
         raise ValueError(f"codes with offsets are flat, got the shape {tuple(acts.shape)}")
     acts, idx = acts.reshape(-1), idx.reshape(-1)
-    if backend_for("topk_decode", acts, W_dec) == "reference":
-        return topk_decode_reference(acts, idx, offsets, W_dec)
-    return topk_decode_cpu(acts, idx, offsets, W_dec)
+    match backend_for("topk_decode", acts, W_dec):
+        case "reference":
+            return topk_decode_reference(acts, idx, offsets, W_dec)
+        case "torch":
+            return topk_decode_cpu(acts, idx, offsets, W_dec)
+        case "triton":
+            from midlens_kernels.topk_decode._triton import topk_decode_triton
+
+            return topk_decode_triton(acts, idx, offsets, W_dec, longest=longest)
