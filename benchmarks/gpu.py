@@ -141,6 +141,7 @@ def work(o: argparse.Namespace) -> None:
     gpu = torch.cuda.is_available() and not o.cpu
     if not gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any is imported
+        torch.set_num_threads(1)  # tiny products: threads of a busy machine would only wait for one another
     import importlib
 
     from benchmarks.gpu_frame import PACKAGES, Bench

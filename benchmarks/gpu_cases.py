@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import midlens_kernels as kernels
 import torch
+from midlens_kernels.bilinear_spectrum.reference import bilinear_spectrum_reference
 from midlens_kernels.topk_decode.reference import topk_decode_reference
 from torch import Tensor
 
@@ -22,6 +23,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "topk_encode": kernels.topk_encode,
     "topk_decode": kernels.topk_decode,
     "threshold_select": kernels.threshold_select,
+    "bilinear_spectrum": kernels.bilinear_spectrum,
 }
 """What is checked; a test plants faults here."""
 
@@ -38,8 +40,6 @@ class Case(Protocol):
     """One operation on given inputs."""
 
     op: str
-    shape: str
-    dtype: str
 
     def outcome(self, backend: str) -> dict[str, Tensor]: ...
 
@@ -98,15 +98,6 @@ class Encode:
     @property
     def ragged(self) -> bool:
         return self.op == "threshold_select"
-
-    @property
-    def shape(self) -> str:
-        extra = [f"bias {self.bias:g}"] * bool(self.bias) + ["weighted"] * self.weighted
-        return " ".join([f"n {self.n} k {self.k} f {self.f} d {self.d}", *extra])
-
-    @property
-    def dtype(self) -> str:
-        return short(self.number) + (f", product in {short(self.compute)}" if self.compute else "")
 
     def outcome(self, backend: str) -> dict[str, Tensor]:
         """Values, entries, gradients."""
@@ -205,14 +196,6 @@ class Decode:
         self.leaves = [t.to(self.device, self.number).requires_grad_() for t in (acts, W)]
         self.g = g.to(self.number)
 
-    @property
-    def shape(self) -> str:
-        return f"n {self.n} k {self.k} f {self.f} d {self.d}" + " ragged" * self.ragged
-
-    @property
-    def dtype(self) -> str:
-        return short(self.number)
-
     def outcome(self, backend: str) -> dict[str, Tensor]:
         """y and the gradients."""
         acts, W = self.leaves
@@ -237,6 +220,52 @@ class Decode:
         return {"y": y.detach(), "d acts": gradients[0], "d W_dec": gradients[1]}
 
 
-def short(dtype: torch.dtype) -> str:
-    """float32, bfloat16."""
-    return str(dtype).removeprefix("torch.")
+@dataclass
+class Spectrum:
+    """bilinear_spectrum of h matrices: both spectra, float64 whatever the factors are, and both gradients.
+
+    The plain expression computes in float64 too, so its own error says nothing about what a Gram matrix of narrower
+    factors may lose: the spectra are allowed 8 eps of float32. Gradients go by the rule.
+    """
+
+    h: int
+    d: int
+    e: int
+    number: torch.dtype
+    device: torch.device
+    seed: int = 0
+    op: str = "bilinear_spectrum"
+
+    def __post_init__(self) -> None:
+        made = torch.Generator(self.device).manual_seed(self.seed)
+        sizes = (2, self.h, self.d, self.e)
+        factors = torch.randn(*sizes, generator=made, device=self.device) / self.d**0.5
+        self.leaves = [factor.to(self.number).requires_grad_() for factor in factors]
+        p = min(self.d, 2 * self.e)
+        self.g = [torch.randn(self.h, c, generator=made, device=self.device).double() for c in (p // 2, p)]
+
+    def outcome(self, backend: str) -> dict[str, Tensor]:
+        """Spectra and gradients."""
+        with kernels.use_backend(backend):
+            return self._named(CALLS[self.op](*self.leaves), self.leaves)
+
+    def judge(self, found: Mapping[str, Tensor]) -> Judged:
+        plain, truth = (self._plainly(precision) for precision in (self.number, torch.float64))
+        gradients = compared(found, plain, {name: t for name, t in truth.items() if name.startswith("d ")})
+        worst = gradients
+        for name in ("routing", "filtering"):
+            error = (found[name] - truth[name]).abs().max().item()
+            limit = 8 * torch.finfo(torch.float32).eps * max(1.0, truth[name].abs().max().item())
+            share = error / limit if error == error else float("inf")
+            if share > worst.share:
+                worst = Judged(share, name, f"{name} is off by {error:.3g}, allowed {limit:.3g}" if share > 1 else None)
+        return worst
+
+    def _plainly(self, precision: torch.dtype) -> dict[str, Tensor]:
+        leaves = [leaf.detach().to(precision).requires_grad_() for leaf in self.leaves]
+        return self._named(bilinear_spectrum_reference(*leaves), leaves)
+
+    def _named(self, spectrum: Any, leaves: list[Tensor]) -> dict[str, Tensor]:
+        g_left, g_right = torch.autograd.grad((spectrum.routing, spectrum.filtering), leaves, self.g)
+        values = {"routing": spectrum.routing.detach(), "filtering": spectrum.filtering.detach()}
+        return values | {"d left": g_left, "d right": g_right}

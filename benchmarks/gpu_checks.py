@@ -8,19 +8,23 @@ checked too: it was written on CPUs.
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_cases import Case, Decode, Encode
+from benchmarks.gpu_cases import Case, Decode, Encode, Spectrum
 from benchmarks.gpu_frame import Bench, Item, Refused, said
 
 BACKENDS = ("triton", "torch")
 VALUES, TWICE, WAITS = "values and gradients", "two runs", "no wait"
-OPS = ("topk_encode", "topk_decode", "threshold_select")
+OPS = ("topk_encode", "topk_decode", "threshold_select", "bilinear_spectrum")
+WAITING = ("bilinear_spectrum",)  # it refuses what is not finite, and PyTorch's eigenvalue routines wait themselves
 TINY = [(5, 3, 21, 17)]
 ODD = [(3, 4, 7, 33), (9, 32, 129, 65), (17, 5, 300, 48)]  # n, k, f, d
 REAL = [(1024, 64, 131_072, 4096), (1000, 64, 16_384, 2304)]
+FACTORS = {"tiny": [(2, 9, 3)], "odd": [(3, 33, 5), (2, 7, 6), (1, 300, 48)], "real": [(4, 576, 64), (2, 1024, 128)]}
 
 
 def run(bench: Bench) -> None:
@@ -30,19 +34,24 @@ def run(bench: Bench) -> None:
 
 def items(bench: Bench, *, quick: bool = False) -> Iterator[Item]:
     """One item a case and backend."""
-    for op, make in cases(bench.device, small=bench.small or quick):
+    for of, make in cases(bench.device, small=bench.small or quick):
         for backend in BACKENDS:
-            yield _item(op, make, backend, bench.device)
+            yield _item(of, make, backend, bench.device)
 
 
-def cases(device: torch.device, *, small: bool) -> Iterator[tuple[dict[str, Any], Callable[[], Case]]]:
+def cases(device: torch.device, *, small: bool) -> Iterator[tuple[dict[str, str], Callable[[], Case]]]:
     """What identifies each case, and how to make it."""
-    for shapes in (TINY,) if small else (ODD, REAL):
-        for op in OPS:
-            for n, k, f, d in shapes:
-                for number in (torch.float32, torch.bfloat16):
-                    for options in _options(op, number, real=shapes is REAL):
-                        yield _made(op, (n, k, f, d), number, device, options)
+    for size in ("tiny",) if small else ("odd", "real"):
+        for op, number in product(OPS, (torch.float32, torch.bfloat16)):
+            if op == "bilinear_spectrum":
+                for h, d, e in FACTORS[size]:
+                    of = {"name": op, "shape": f"h {h} d {d} e {e}", "dtype": _name(number)}
+                    yield of, partial(Spectrum, h, d, e, number, device)
+                continue
+            for sizes in {"tiny": TINY, "odd": ODD, "real": REAL}[size]:
+                for options in _options(op, number, real=size == "real"):
+                    make = partial(Decode, *sizes) if op == "topk_decode" else partial(Encode, op, *sizes)
+                    yield _labels(op, sizes, number, options), partial(make, number, device, **options)
 
 
 def _options(op: str, number: torch.dtype, *, real: bool) -> Iterator[dict[str, Any]]:
@@ -57,22 +66,18 @@ def _options(op: str, number: torch.dtype, *, real: bool) -> Iterator[dict[str, 
         yield {"bias": -3.0}  # fewer than k positive
 
 
-def _made(
-    op: str, sizes: tuple[int, ...], number: torch.dtype, device: torch.device, options: dict[str, Any]
-) -> tuple[dict[str, Any], Callable[[], Case]]:
-    def make() -> Case:
-        if op == "topk_decode":
-            return Decode(*sizes, number, device, **options)
-        return Encode(op, *sizes, number, device, **options)
-
-    label = "n {} k {} f {} d {}".format(*sizes)
+def _labels(op: str, sizes: tuple[int, ...], number: torch.dtype, options: dict[str, Any]) -> dict[str, str]:
     said_of = {"compute": "", "weighted": " weighted", "ragged": " ragged", "bias": " few positive"}
-    label += "".join(said_of[name] for name in options)
-    dtype = str(number).removeprefix("torch.") + (", product in bfloat16" if "compute" in options else "")
-    return {"name": op, "shape": label, "dtype": dtype}, make
+    shape = "n {} k {} f {} d {}".format(*sizes) + "".join(said_of[name] for name in options)
+    dtype = _name(number) + (", product in bfloat16" if "compute" in options else "")
+    return {"name": op, "shape": shape, "dtype": dtype}
 
 
-def _item(of: dict[str, Any], make: Callable[[], Case], backend: str, device: torch.device) -> Item:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _item(of: dict[str, str], make: Callable[[], Case], backend: str, device: torch.device) -> Item:
     return Item(**of, variant=backend, call=lambda: checked(make(), backend, device))
 
 
@@ -89,7 +94,7 @@ def checked(case: Case, backend: str, device: torch.device) -> list[dict[str, An
     second = case.outcome(backend)
     differ = [name for name, t in first.items() if not torch.equal(t, second[name])]
     rows.append(_row(f"{backend}: {TWICE}", f"{', '.join(differ)} differ between two runs" if differ else None))
-    if device.type == "cuda":
+    if device.type == "cuda" and case.op not in WAITING:
         rows.append(_row(f"{backend}: {WAITS}", waits(lambda: case.outcome(backend), device)))
     return rows
 
@@ -126,6 +131,8 @@ def why_not_timed(bench: Bench, op: str) -> str | None:
         found = _checks(bench, op)
     if not found:
         return "there was no time to check it"
+    if absent := [row for row in found if row["status"] == "not here"]:
+        return absent[0]["note"]
     failed = [row for row in found if row["status"] == "failed" and not row["variant"].endswith((TWICE, WAITS))]
     return f"its check failed at {failed[0]['shape']}, {failed[0]['dtype']}: {failed[0]['note']}" if failed else None
 

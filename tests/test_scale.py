@@ -6,7 +6,7 @@ import re
 import pytest
 
 from benchmarks import scale
-from benchmarks.measure import ROOT
+from interp.bench.measure import ROOT
 
 
 def test_a_billion_tokens_by_hand():
