@@ -1,4 +1,4 @@
-"""`topk_decode` in Triton against its reference, values and gradients, watched by the guard; and compiled without a GPU."""
+"""`topk_decode` in Triton against its reference, values and gradients, under the guard; and compiled without a GPU."""
 
 import contextlib
 import os

@@ -154,28 +154,17 @@ def weighted_bags(
         return out
     block, tile, stride = _block(d), _tile(m, bags), table.stride(0)
     split, pieces, edges = 0, out, offsets
-    if count := m // SPLIT if longest is None or longest > SPLIT else 0:
-        split, pieces = SPLIT, table.new_empty(count, d, dtype=torch.float32)
-        edges = functional.pad(((offsets.diff().long() - 1).clamp_(0) // SPLIT).cumsum(0), (1, 0))
-        owners = torch.searchsorted(edges, torch.arange(count, device=edges.device), right=True) - 1
-        grid = count, triton.cdiv(d, block)
-        _pieces[grid](
-            pieces,
-            table,
-            indices,
-            weights,
-            offsets,
-            edges,
-            owners,
-            bags,
-            d,
-            stride,
-            SPLIT=split,
-            TILE=TILE,
-            BLOCK=block,
-        )
-    grid = bags, triton.cdiv(d, block)
-    _bags[grid](out, table, indices, weights, offsets, pieces, edges, d, stride, SPLIT=split, TILE=tile, BLOCK=block)
+    with torch.cuda.device_of(table):  # Triton launches on the current device, whatever the tensors are on
+        if count := m // SPLIT if longest is None or longest > SPLIT else 0:
+            split, pieces = SPLIT, table.new_empty(count, d, dtype=torch.float32)
+            edges = functional.pad(((offsets.diff().long() - 1).clamp_(0) // SPLIT).cumsum(0), (1, 0))
+            owners = torch.searchsorted(edges, torch.arange(count, device=edges.device), right=True) - 1
+            places = offsets, edges, owners, bags, d, stride
+            grid = count, triton.cdiv(d, block)
+            _pieces[grid](pieces, table, indices, weights, *places, SPLIT=split, TILE=TILE, BLOCK=block)
+        grid = bags, triton.cdiv(d, block)
+        places = offsets, pieces, edges, d, stride
+        _bags[grid](out, table, indices, weights, *places, SPLIT=split, TILE=tile, BLOCK=block)
     return out
 
 
@@ -199,11 +188,11 @@ def entry_dots(
     m, d = len(idx), table.shape[1]
     out = table.new_empty(m)
     if m:
-        block = _block(max(1, d))
-        grid = (triton.cdiv(m, TILE),)
-        _dots[grid](
-            out, table, idx.contiguous(), tokens, rows.contiguous(), m, d, table.stride(0), TILE=TILE, BLOCK=block
-        )
+        rows_of_both = table, idx.contiguous(), tokens, rows.contiguous()
+        with torch.cuda.device_of(table):
+            _dots[(triton.cdiv(m, TILE),)](
+                out, *rows_of_both, m, d, table.stride(0), TILE=TILE, BLOCK=_block(max(1, d))
+            )
     return out
 
 
