@@ -32,5 +32,12 @@ def topk_encode(
     check_compute(compute)
     if not 1 <= k <= len(b_enc):
         raise ValueError(f"k must lie between 1 and the number of features ({len(b_enc)}), got {k}")
-    encode = topk_encode_reference if backend_for("topk_encode", x, W_enc, b_enc) == "reference" else topk_encode_cpu
-    return encode(x, W_enc, b_enc, k, weight=None if weight is None else weight.detach(), compute=compute)
+    weight = None if weight is None else weight.detach()
+    match backend_for("topk_encode", x, W_enc, b_enc):
+        case "reference":
+            encode = topk_encode_reference
+        case "torch":
+            encode = topk_encode_cpu
+        case "triton":
+            from midlens_kernels.topk_encode._triton import topk_encode_triton as encode
+    return encode(x, W_enc, b_enc, k, weight=weight, compute=compute)
