@@ -100,13 +100,10 @@ class Buckets:
 
         `tokens` counts padding. A batch of one window stays as it is.
         """
-        ends: list[int] = []
-        for number, size in enumerate(self.padded):
-            first, stop = self.span(number)
-            if number >= index and size >= tokens and stop - first > 1:
-                ends.append((first + stop) // 2)
-            ends.append(stop)
-        return Buckets(self.windows, np.asarray(ends, np.int64), self.multiple)
+        firsts = np.concatenate([[0], self.ends[:-1]])
+        cut = (np.arange(len(self)) >= index) & (self.padded >= tokens) & (self.ends - firsts > 1)
+        middles = (firsts[cut] + self.ends[cut]) // 2
+        return Buckets(self.windows, np.sort(np.concatenate([self.ends, middles])), self.multiple)
 
     def batch(self, index: int, source: TokenSource) -> Batch:
         """Assemble batch `index` from the tokens of `source`."""
@@ -124,6 +121,12 @@ def window_ids(source: TokenSource, doc: int, start: int, length: int) -> Intege
     if source.bos is None:
         return source[doc][start : start + length]
     return np.concatenate([[source.bos], source[doc][start + 1 : start + length]])
+
+
+def places(windows: Windows) -> Int[np.ndarray, " n"]:
+    """The place in its window of every position of `windows`, one window behind the other."""
+    first = np.cumsum(windows.length) - windows.length
+    return np.arange(int(windows.length.sum())) - np.repeat(first, windows.length)
 
 
 def default_token_budget(device: str) -> int:
@@ -160,6 +163,13 @@ def windows_of(
 
 def group(windows: Windows, *, token_budget: int, multiple: int = 1, seed: int = 0) -> Buckets:
     """Order `windows` into batches of similar length whose padded size respects `token_budget`."""
+    return grouped(windows, token_budget=token_budget, multiple=multiple, seed=seed)[0]
+
+
+def grouped(
+    windows: Windows, *, token_budget: int, multiple: int = 1, seed: int = 0
+) -> tuple[Buckets, Int[np.ndarray, " w"]]:
+    """`group`, and which of the given windows stands at each place of the order."""
     if multiple < 1:
         raise InputError(f"multiple must be at least 1, got {multiple}")
     padded_lengths = _round_up(windows.length, multiple)
@@ -175,7 +185,7 @@ def group(windows: Windows, *, token_budget: int, multiple: int = 1, seed: int =
     shuffled = [spans[i] for i in generator.permutation(len(spans))]
     index = np.concatenate([order[a:b] for a, b in shuffled]) if shuffled else order
     ends = np.cumsum([b - a for a, b in shuffled], dtype=np.int64)
-    return Buckets(windows.take(index), ends, multiple)
+    return Buckets(windows.take(index), ends, multiple), index
 
 
 def _cut(lengths: Int[np.ndarray, " w"], padded: Int[np.ndarray, " w"], token_budget: int) -> list[tuple[int, int]]:

@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
+import numpy as np
+
 from interp import ledger
-from interp.batching import default_token_budget
+from interp.batching import default_token_budget, windows_of
+from interp.budget import search
 from interp.errors import InputError
 from interp.extraction import Extraction
 from interp.pipeline import Capturing, Runner
@@ -25,6 +28,8 @@ from interp.sites import Site
 from interp.store import ActivationStore, StoreSpec
 from interp.tokenfile import TokenFile
 
+_SEARCH_FROM = 256
+"""Batches of the default size: some minutes of work."""
 StoreDtype = Literal["bfloat16", "float16", "float32", "int8", "float8_e4m3"]
 """Of rows on disk; one-byte formats have a scale per row and an error that the store states (`interp.quantised`)."""
 
@@ -36,8 +41,9 @@ class Settings(TypedDict, total=False):
     """Indices of the documents to use; all by default."""
     max_length: int
     """Positions fed at once, the BOS included (512); longer documents become several windows."""
-    token_budget: int | None
-    """Padded tokens per batch; by default what suits the device."""
+    token_budget: int | Literal["auto"] | None
+    """Padded tokens per batch; "auto": what a short search finds fastest, which is the default for long runs on a GPU;
+    elsewhere by default what suits the device."""
     store_dtype: StoreDtype
     """Of the rows on disk (bfloat16)."""
     seed: int
@@ -45,7 +51,7 @@ class Settings(TypedDict, total=False):
     exclude: Exclusions | None
     """Which rows stay out: first positions, special tokens and chat templates by default."""
     rows_per_shard: int | None
-    """By default 2 GiB of rows on a GPU, 64 MiB elsewhere."""
+    """By default 8 GiB of rows on a GPU, 64 MiB elsewhere."""
     allow_nonfinite: bool
     """Store NaN and infinity instead of raising (False)."""
     append: bool
@@ -80,7 +86,7 @@ def prepare(
     *,
     docs: Sequence[int] | None = None,
     max_length: int = 512,
-    token_budget: int | None = None,
+    token_budget: int | Literal["auto"] | None = None,
     store_dtype: StoreDtype = "bfloat16",
     seed: int = 0,
     exclude: Exclusions | None = None,
@@ -99,18 +105,31 @@ def prepare(
     runner, selector, row_shapes, spec = described(
         model, tokens, sites, docs=docs, dtype=store_dtype, max_length=max_length, exclude=exclude, seed=seed
     )
-    found = ledger.Progress.of(Path(path))
-    part = found.part(spec, {"token_budget": token_budget, "rows_per_shard": rows_per_shard}, append=append)
+    if isinstance(token_budget, str) and token_budget != "auto":
+        raise InputError(f'token_budget must be a number, "auto" or None, got {token_budget!r}')
+    asked = {"token_budget": None if token_budget == "auto" else token_budget, "rows_per_shard": rows_per_shard}
+    found, tried = ledger.Progress.of(Path(path)), None
+    part = found.part(spec, asked, append=append)
     if part < len(found.plans):
         plan = found.plans[part]
     else:
         if again := ledger.overlapping(found.plans, spec, docs, len(tokens)):
             raise InputError(f"{path} holds {again} of these documents already; append others (docs=...)")
         sizes = suited(model, Layout(row_shapes, store_dtype), max_length)
-        asked = {"token_budget": token_budget, "rows_per_shard": rows_per_shard}
+        if token_budget == "auto" or (token_budget is None and _worth_a_search(model, tokens, docs)):
+            windows = windows_of(tokens.lengths, max_length=max_length, bos=tokens.bos is not None, docs=docs)
+            tried = search(runner, selector, windows, multiple=sizes["multiple"], seed=seed)
+            sizes["token_budget"] = tried.token_budget
         sizes |= {name: value for name, value in asked.items() if value is not None}
         plan = make_plan(tokens, spec, selector, row_shapes, docs=docs, **sizes)
-    return Extraction(runner, selector, plan, part, found, allow_nonfinite=allow_nonfinite)
+    return Extraction(runner, selector, plan, part, found, allow_nonfinite=allow_nonfinite, tried=tried)
+
+
+def _worth_a_search(model: Capturing, tokens: TokenFile, docs: Sequence[int] | None) -> bool:
+    """Whether to look for the best batch size unasked: on a GPU, where a search takes a small part of the run."""
+    device = str(getattr(model, "device", "cpu"))
+    count = tokens.n_tokens if docs is None else int(tokens.lengths[np.asarray(docs, np.int64)].sum())
+    return device.startswith("cuda") and count >= _SEARCH_FROM * default_token_budget(device)
 
 
 class Described(NamedTuple):
@@ -168,12 +187,16 @@ def _source(model: Capturing, tokens: TokenFile) -> dict[str, Any]:
 
 
 def suited(model: Capturing, layout: Layout, max_length: int) -> dict[str, int]:
-    """Sizes that suit the model's device. Shards: 2 GiB on a GPU, 64 MiB elsewhere (a minute or so of work to lose)."""
+    """Sizes that suit the model's device.
+
+    Shards: 8 GiB on a GPU, 64 MiB elsewhere: a minute or so of work to lose. At the end of each the device waits until
+    the last batch is durable, which is why they are not smaller.
+    """
     device = str(getattr(model, "device", "cpu"))
     gpu = device.startswith("cuda")
     multiple = 8 if gpu else 1
     return {
         "token_budget": max(default_token_budget(device), max_length + multiple),
-        "rows_per_shard": max(1, (2 << 30 if gpu else 64 << 20) // layout.row_bytes),
+        "rows_per_shard": max(1, (8 << 30 if gpu else 64 << 20) // layout.row_bytes),
         "multiple": multiple,
     }

@@ -1,30 +1,35 @@
 """A planned extraction and its execution: one shard after the other, every stage of each overlapped.
 
-    assemble (prefetch thread) -> capture (caller's thread) -> queue -> hash, write, fsync, rename (writer thread)
+    assemble (thread) -> compute (caller's thread, device) -> check, hash (thread) -> write, fsync, rename (thread)
 
-The first batch of a shard waits until the shard before it is durable, so that a killed run loses one shard at most. The
-wait is short: the writer syncs as it goes, and what is left at the end of a shard is its last 64 MiB.
+At most `interp.pinned.SLOTS` batches are between compute and disk: a slow disk holds up the device, and memory stays
+where it is. The first batch of a shard waits until the shard before it is durable, so that a killed run loses one shard
+at most. The wait is short: the disk syncs as it goes, and what is left at the end of a shard is its last 64 MiB.
 """
 
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from interp import ledger
 from interp.background import Background
+from interp.budget import Search
 from interp.errors import InputError
+from interp.feeding import Feed
 from interp.manifest import FORMAT, contents, next_doc, part_file, shard_file, version_of
+from interp.pinned import SLOTS
 from interp.pipeline import Ready, Rows, Runner, assemble, is_out_of_memory, refuse_nonfinite
 from interp.plan import Plan, Selector, describe
 from interp.progress import bar
@@ -33,7 +38,7 @@ from interp.shards import ShardWriter, raw
 from interp.stages import Stages
 from interp.store import ActivationStore
 
-_QUEUE = 4
+_MOST_THREADS = 4
 
 
 class Extraction:
@@ -48,13 +53,14 @@ class Extraction:
         found: ledger.Progress,
         *,
         allow_nonfinite: bool,
+        tried: Search | None = None,
     ) -> None:
         self.runner, self.selector, self.plan, self.part, self.found = runner, selector, plan, part, found
         self.path, self.allow_nonfinite = found.folder, allow_nonfinite
         self.first_shard = found.first_shard(part)
         self.shards = range(self.first_shard, self.first_shard + len(plan.shard_rows))
         self.finished = found.finished(self.shards)
-        self.stages = Stages()
+        self.stages, self.tried = Stages(), tried
         self._first: Rows | None = None
         self._sink: ShardWriter | None = None
         self._planned = False
@@ -75,11 +81,15 @@ class Extraction:
         seconds = None
         if missing := self.missing:
             begun = time.perf_counter()
-            self._first = next(self._captured(missing[0]))
+            with Feed(self._assemble) as feed:
+                feed.start(self._numbers(missing))
+                self._first = self.runner.send(next(self._computed(missing, feed)))
+            self._first.wait()
             sizes = self.plan.buckets.padded
-            left = sum(int(sizes[i]) for shard in missing for i in self.plan.batches_of(shard))
+            left = sum(int(sizes[batches.start : batches.stop].sum()) for batches in map(self.plan.batches_of, missing))
             seconds = (time.perf_counter() - begun) * left / int(sizes[self._first.number])
-        return describe(self.plan, folder, bytes_left=self.bytes_left, seconds=seconds, memory=_peak_memory())
+        text = describe(self.plan, folder, bytes_left=self.bytes_left, seconds=seconds, memory=_peak_memory())
+        return text if self.tried is None else f"{text}\ntried       {self.tried}"
 
     def run(self, *, progress: bool | None = None) -> ActivationStore:
         """Compute what is missing, seal the store, open it. `progress=None` shows a bar, `False` none."""
@@ -120,22 +130,39 @@ class Extraction:
         missing = self.missing
         lengths = self.plan.buckets.windows.length
         left = sum(int(lengths[self._windows(shard)].sum()) for shard in missing)
+        self.runner.begin(int(self.plan.buckets.padded.max()))
         try:
-            with bar(self.plan.n_tokens, "extract", done=self.plan.n_tokens - left, show=progress) as meter:
-                with Background("writer", depth=_QUEUE) as writer:
-                    for shard in missing:
-                        self._extract_shard(shard, writer, meter.update)
+            with (
+                bar(self.plan.n_tokens, "extract", done=self.plan.n_tokens - left, show=progress) as meter,
+                ThreadPoolExecutor(_threads(), thread_name_prefix="spread") as pool,
+                Background("hash", "disk", depth=SLOTS) as writers,
+                Feed(self._assemble) as feed,
+            ):
+                feed.start(self._numbers(missing))
+                for place in range(len(missing)):
+                    self._extract_shard(missing[place:], feed, writers, pool.map, meter.update)
         finally:
             if self._sink is not None:
                 self._sink.abandon()
 
-    def _extract_shard(self, shard: int, writer: Background, update: Callable[[int], Any]) -> None:
-        """One shard, from its first batch to its entry in the ledger."""
-        number = self.first_shard + shard
-        version = str(version_of(self.plan.layout.dtype))
-        metadata = {"format": FORMAT, "version": version, "spec": json.dumps(asdict(self.plan.spec))}
-        rows = int(self.plan.shard_rows[shard])
-        sink = self._sink = ShardWriter(self.path / shard_file(number), self.plan.layout, rows, metadata)
+    def _extract_shard(
+        self,
+        missing: list[int],
+        feed: Feed[Ready],
+        writers: Background,
+        spread: Callable[..., Iterable[Any]],
+        update: Callable[[int], Any],
+    ) -> None:
+        """The first of the `missing` shards, from its first batch to its entry in the ledger."""
+        number = self.first_shard + missing[0]
+        metadata = {
+            "format": FORMAT,
+            "version": str(version_of(self.plan.layout.dtype)),
+            "spec": json.dumps(asdict(self.plan.spec)),
+        }
+        rows = int(self.plan.shard_rows[missing[0]])
+        sink = ShardWriter(self.path / shard_file(number), self.plan.layout, rows, metadata, spread=spread)
+        self._sink = sink
 
         def finish() -> None:
             with self.stages.timed("disk"):
@@ -143,59 +170,73 @@ class Extraction:
                 ledger.record(self.path, number, entry)
             self.finished[number] = entry
 
-        for captured in self._captured(shard):
+        for computed in self._computed(missing, feed):
             with self.stages.timed("stall"):
-                writer.do(partial(self._write, sink, captured))
-            first, stop = self.plan.buckets.span(captured.number)
+                writers.room()
+            sent = self.runner.send(computed) if computed.arrival is None else computed
+            writers.do(*self._steps(sink, sent))
+            first, stop = self.plan.buckets.span(computed.number)
             update(int(self.plan.buckets.windows.length[first:stop].sum()))
         with self.stages.timed("stall"):
-            writer.do(finish)
-            writer.drain()  # the next shard begins when this one cannot be lost any more
+            writers.do(None, finish)
+            writers.drain()  # the next shard begins when this one cannot be lost any more
 
     def _windows(self, shard: int) -> slice:
         ends = self.plan.shard_windows
         return slice(int(ends[shard - 1]) if shard else 0, int(ends[shard]))
 
-    def _write(self, sink: ShardWriter, rows: Rows) -> None:
-        with self.stages.timed("copy"):
+    def _steps(self, sink: ShardWriter, rows: Rows) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What the two writing threads do with the rows of a batch."""
+        columns: dict[str, memoryview] = {}
+
+        def check() -> None:
             rows.wait()
-        with self.stages.timed("writer"):
-            if not self.allow_nonfinite:
-                refuse_nonfinite(rows, self.selector.tokens.ids)
-            columns = raw(rows.columns())
-            sink.digest(columns)
-            sink.measured(rows.errors())
-        with self.stages.timed("disk"):
-            sink.put(columns)
+            rows.time(self.stages)
+            with self.stages.timed("writer"):
+                if not self.allow_nonfinite:
+                    refuse_nonfinite(rows, self.selector.tokens.ids)
+                columns.update(raw(rows.columns()))
+                sink.digest(columns)
+                sink.measured(rows.errors())
 
-    def _assemble(self, plan: Plan, index: int) -> Ready:
+        def put() -> None:
+            with self.stages.timed("disk"):
+                sink.put(columns)
+            rows.release()
+
+        return check, put
+
+    def _assemble(self, index: int) -> Ready:
         with self.stages.timed("tokens"):
-            return assemble(plan, self.selector, index)
+            return self.runner.near(assemble(self.plan, self.selector, index))
 
-    def _captured(self, shard: int) -> Iterator[Rows]:
-        """The rows of each batch of a shard; a batch that does not fit into memory is cut in two, and so on."""
-        with ThreadPoolExecutor(1, thread_name_prefix="assemble") as pool:
-            index = self.plan.batches_of(shard).start
-            ahead = pool.submit(self._assemble, self.plan, index)
-            while index in self.plan.batches_of(shard):
-                ready, plan = ahead.result(), self.plan
-                if index + 1 in plan.batches_of(shard):
-                    ahead = pool.submit(self._assemble, plan, index + 1)
-                if self._first is not None and self._first.number == index:
-                    rows, self._first = self._first, None
-                else:
-                    rows = self._attempt(ready)
-                if rows is None:
-                    ahead = pool.submit(self._assemble, self.plan, index)
-                    continue
-                yield rows
-                index += 1
+    def _numbers(self, missing: list[int], first: int | None = None) -> Iterator[int]:
+        """The batches of these shards, of the first of them from batch `first` on."""
+        for shard in missing:
+            batches = self.plan.batches_of(shard)
+            yield from batches if first is None else range(first, batches.stop)
+            first = None
+
+    def _computed(self, missing: list[int], feed: Feed[Ready]) -> Iterator[Rows]:
+        """The rows of each batch of the first missing shard; a batch too large for memory is cut in two, and so on."""
+        index = self.plan.batches_of(missing[0]).start
+        while index < self.plan.batches_of(missing[0]).stop:
+            ready = feed.take()
+            assert ready.number == index, f"batch {ready.number} came where {index} was to come"
+            if self._first is not None and self._first.number == index:
+                rows, self._first = self._first, None
+            else:
+                rows = self._attempt(ready)
+            if rows is None:
+                feed.start(self._numbers(missing, index))
+                continue
+            yield rows
+            index += 1
 
     def _attempt(self, ready: Ready) -> Rows | None:
-        """Run a batch; None if memory ran out and the plan has been changed instead."""
+        """Compute a batch; None if memory ran out and the plan has been changed instead."""
         try:
-            with self.stages.timed("forward"):
-                return self.runner.run(ready)
+            return self.runner.compute(ready)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -224,7 +265,7 @@ class Extraction:
             "shards": len(plan.shard_rows),
             "first_doc": next_doc(others[: self.part], str(plan.spec.tokens)),
             "file_documents": len(self.selector.tokens),
-            "documents": len(set(plan.buckets.windows.doc.tolist())),
+            "documents": len(np.unique(plan.buckets.windows.doc)),
             "tokens": plan.n_tokens,
             "excluded": plan.excluded,
             "padding_waste": round(plan.buckets.waste, 6),
@@ -235,6 +276,11 @@ class Extraction:
         shards = [entry for _, entry in sorted(entries.items())]
         content = contents(plan.row_shapes, plan.layout.dtype, parts, shards)
         write_json(self.path / "manifest.json", content)
+
+
+def _threads() -> int:
+    """For hashing and writing several tensors at once: few, the model needs the cores more."""
+    return max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 4))
 
 
 def _versions() -> dict[str, str]:

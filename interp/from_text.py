@@ -42,12 +42,12 @@ class ExtractConfig:
     """Stop after this many tokens (the last document stays whole)."""
     max_length: int = 512
     """Positions fed at once, the BOS included; longer documents are cut into windows."""
-    token_budget: int | None = None
-    """Padded tokens per batch; by default what suits the device."""
+    token_budget: int | Literal["auto"] | None = None
+    """Padded tokens per batch; auto: what a short search finds fastest; by default what suits the device."""
     prepend_bos: bool | None = None
     """Put a BOS in front of every window; by default what the preset says, else no."""
     dtype: str | None = None
-    """Precision of the model: float32, bfloat16, float16; by default float32 on a CPU, bfloat16 on a GPU."""
+    """Precision of the model: float32, bfloat16, float16; by default bfloat16 where the hardware has it."""
     store_dtype: StoreDtype = "bfloat16"
     """Precision on disk; int8 and float8_e4m3 take half of bfloat16's bytes, at an error that `store info` states."""
     device: str | None = None
@@ -106,6 +106,10 @@ def stream_text(
     model: HookedModel | None = None,
 ) -> ActivationStream:
     """Load, tokenise into `folder`, and stream instead of storing; `model` is used if it is loaded already."""
+    if config.token_budget == "auto":
+        raise InputError(
+            'a stream takes no token_budget="auto" (its batches depend on it in every epoch): give a number'
+        )
     model, tokens = open_text(config, folder, model=model)
     return ActivationStream(
         model,

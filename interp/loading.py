@@ -15,6 +15,7 @@ from torch import nn
 
 from interp.errors import InputError
 from interp.gguf_cache import dequantised, packaged_gguf
+from interp.precision import default_dtype
 from interp.presets import PRESETS, Preset
 from interp.quiet import quiet_transformers
 from interp.sites import Point, Site
@@ -71,11 +72,6 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     raise InputError(f"{dtype!r} is no dtype this can compute in; use one of {', '.join(_DTYPES)}")
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """float32 on CPU, where 16 bits are slow; bfloat16, in which the presets were trained, on an accelerator."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
 def parse_device(device: str | torch.device | None) -> torch.device:
     """A device that this machine has; `None`: CUDA where there is one."""
     try:
@@ -98,7 +94,7 @@ def load_hf(
     """Load a model and its tokenizer, in eval mode.
 
     `name` is a preset, a hub id, a local folder or a .gguf file. `upto` stops loading at a site. `device` defaults to
-    CUDA where there is one, `dtype` to `default_dtype(device)`.
+    CUDA where there is one, `dtype` to bfloat16 where the device multiplies it, else float32 (`interp.precision`).
     """
     preset = PRESETS.get(str(name))
     where = parse_device(device)

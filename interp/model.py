@@ -29,6 +29,7 @@ from interp.chat import TokenBatch, adds_bos, to_tokens
 from interp.editing import Edit, Editing
 from interp.errors import InputError
 from interp.families import anatomy_of
+from interp.masks import one_sequence_per_row
 from interp.offload import entry_device
 from interp.recording import Reached, Recording
 from interp.running import Frame, Padding, Where, checkpointing
@@ -68,7 +69,10 @@ class HookedModel:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> "HookedModel":
-        """A model by preset, hub id, folder or GGUF file; with `upto`, only the layers a capture at that site runs."""
+        """A model by preset, hub id, folder or GGUF file; with `upto`, only the layers a capture at that site runs.
+
+        `dtype=None` is bfloat16 where the device multiplies it, else float32.
+        """
         from interp.loading import load_hf
 
         loaded = load_hf(name, upto=None if upto is None else Site.parse(upto), dtype=dtype, device=device)
@@ -204,10 +208,13 @@ class HookedModel:
                 "are gone, so gradients would be wrong: switch it off, call hf.eval() first, or run "
                 "without gradients"
             )
-        tokens = tokens.to(self.device)
-        lengths = None if lengths is None else lengths.to(self.device)
+        device = self.device
+        ahead = device.type == "cuda"  # from pinned memory without a wait; the other direction would have to wait
+        tokens = tokens.to(device, non_blocking=ahead)
+        lengths = None if lengths is None else lengths.to(device, non_blocking=ahead)
         tokens = frame.enter(tokens)
-        with self.running(Where.plain(tokens, lengths)), attention_for(self.anatomy.spec, self.hf, self.device):
+        known, attention = one_sequence_per_row(device), attention_for(self.anatomy.spec, self.hf, device)
+        with self.running(Where.plain(tokens, lengths)), attention, known:
             out = self.hf(tokens, **self.anatomy.options)
         return out if isinstance(out, Tensor) else out.logits if hasattr(out, "logits") else out.last_hidden_state
 

@@ -1,25 +1,28 @@
 """From a planned batch to rows ready to be written: assemble, run, select, convert, bring to the host.
 
-    assemble (prefetch thread)  ->  capture (main thread, accelerator)  ->  rows on the host  ->  writer thread
+    assemble (prefetch thread)  ->  compute (main thread, accelerator)  ->  send  ->  rows on the host (writer thread)
 
-Nothing here waits for the device. On a GPU rows leave through pinned memory on a stream of their own; whoever writes
-them waits for their event, while the next batch is already running.
+Nothing here waits for the device. On a GPU rows leave through pinned memory on a stream of their own (`interp.pinned`);
+whoever writes them waits for their arrival, while the next batches are already running.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.batching import Batch
+from interp.batching import Batch, Buckets, places
 from interp.errors import InputError
+from interp.pinned import Arrival, Cuda, Mark, PinnedRing, Transfers
 from interp.plan import Plan, Selector
 from interp.quantised import as_bytes, figures, is_quantised, quantise, scale_name
 from interp.shards import KEYS
 from interp.sites import Point, Site
+from interp.stages import Stages
 
 
 @runtime_checkable
@@ -41,7 +44,7 @@ class Ready(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of one batch on the host, or on their way there until `event` has passed.
+    """Rows of one batch, on the device or the host, or on their way there until `wait` has returned.
 
     One-byte formats have scales among `acts`, and an entry in `error`.
     """
@@ -51,12 +54,26 @@ class Rows(NamedTuple):
     acts: dict[str, Tensor]
     finite: dict[str, Bool[Tensor, ""]]
     error: dict[str, Float[Tensor, " 5"]]
-    event: Any
+    launched: float
+    """Seconds in which the caller's thread computed them, or gave the device its work."""
+    begun: Mark | None = None
+    arrival: Arrival | None = None
 
     def wait(self) -> None:
         """Wait until the rows have arrived."""
-        if self.event is not None:
-            self.event.synchronize()
+        if self.arrival is not None:
+            self.arrival.wait()
+
+    def release(self) -> None:
+        """Their memory may be used for other rows."""
+        if self.arrival is not None:
+            self.arrival.release()
+
+    def time(self, stages: Stages) -> None:
+        """Add what they took, once they have arrived."""
+        forward, copy = (0.0, 0.0) if self.arrival is None else self.arrival.seconds()
+        stages.add("forward", max(self.launched, forward))
+        stages.add("copy", copy)
 
     def columns(self) -> dict[str, np.ndarray]:
         """All tensors, as numpy can write them (bfloat16 as int16, float8 as uint8)."""
@@ -70,20 +87,16 @@ class Rows(NamedTuple):
 
 def assemble(plan: Plan, selector: Selector, index: int) -> Ready:
     """Batch `index` of the plan with the rows to keep, in the order of its windows."""
-    batch = plan.buckets.batch(index, selector.tokens)
-    width = batch.tokens.shape[1]
-    starts = batch.start.numpy()
-    spans = [
-        np.flatnonzero(selector.kept(int(d), int(s), int(n)))
-        for d, s, n in zip(batch.doc, batch.start, batch.lengths, strict=True)
-    ]
-    flat = np.concatenate([row * width + span for row, span in enumerate(spans)])
-    owner = np.repeat(np.arange(len(spans)), [len(span) for span in spans])
-    columns = (
-        batch.tokens.numpy().reshape(-1)[flat],
-        batch.doc.numpy()[owner],
-        starts[owner] + flat % width,
-    )
+    return batch_of(plan.buckets, selector, index)
+
+
+def batch_of(buckets: Buckets, selector: Selector, index: int) -> Ready:
+    """`assemble`, without a plan."""
+    windows, batch = buckets.windows.take(slice(*buckets.span(index))), buckets.batch(index, selector.tokens)
+    kept = np.flatnonzero(selector.kept(windows))
+    owner, place = np.repeat(np.arange(len(windows)), windows.length)[kept], places(windows)[kept]
+    flat = owner * batch.tokens.shape[1] + place
+    columns = batch.tokens.numpy().reshape(-1)[flat], windows.doc[owner], windows.start[owner] + place
     keys = {name: column.astype(np.int32) for name, column in zip(KEYS, columns, strict=True)}
     return Ready(index, batch, torch.from_numpy(flat), keys)
 
@@ -98,7 +111,10 @@ class Runner:
                     f"{site} has no row per token (it is query by key); capture it with model.capture instead"
                 )
         self.model, self.sites, self.dtype = model, list(sites), dtype
-        self._stream: Any = None
+        self.transfers: Transfers | None = None
+        """How rows leave the device; set up for CUDA by the first batch."""
+        self._ring: PinnedRing | None = None
+        self._capacity = 0
 
     def shapes(self, token: int) -> tuple[dict[str, tuple[int, ...]], str]:
         """The shape of one row of each site, and the dtype of the computation, from a run over one token."""
@@ -107,11 +123,27 @@ class Runner:
         names = {str(acts[site].dtype).removeprefix("torch.") for site in self.sites}
         return {str(site): tuple(acts[site].shape[2:]) for site in self.sites}, "+".join(sorted(names))
 
-    def run(self, ready: Ready) -> Rows:
-        """Capture one batch."""
+    def begin(self, capacity: int) -> None:
+        """Before a run whose batches have at most `capacity` rows: rows of earlier runs are given up."""
+        self._ring, self._capacity = None, capacity
+
+    def near(self, ready: Ready) -> Ready:
+        """The same batch in memory that the model's device reads without a wait."""
+        if torch.device(getattr(self.model, "device", "cpu")).type != "cuda":
+            return ready
+        tokens, lengths = ready.batch.tokens.pin_memory(), ready.batch.lengths.pin_memory()
+        return ready._replace(batch=ready.batch._replace(tokens=tokens, lengths=lengths), flat=ready.flat.pin_memory())
+
+    def compute(self, ready: Ready) -> Rows:
+        """Capture one batch; on a GPU this launches the work."""
         acts: dict[str, Tensor] = {}
         finite: dict[str, Tensor] = {}
         error: dict[str, Tensor] = {}
+        clock = time.perf_counter()
+        device = torch.device(getattr(self.model, "device", "cpu"))
+        if self.transfers is None and device.type == "cuda":
+            self.transfers = Cuda()
+        begun = None if self.transfers is None else self.transfers.mark(device)
         with torch.inference_mode():
             found = self.model.capture(ready.batch.tokens, self.sites, lengths=ready.batch.lengths)
             b, t = ready.batch.tokens.shape
@@ -127,29 +159,22 @@ class Runner:
                 else:
                     acts[name] = rows.to(self.dtype)
                 finite[name] = torch.isfinite(acts[telling]).all()
-        if all(rows.device.type == "cpu" for rows in acts.values()):
-            return Rows(ready.number, ready.keys, acts, finite, error, None)
-        return self._to_host(Rows(ready.number, ready.keys, acts, finite, error, None))
+        return Rows(ready.number, ready.keys, acts, finite, error, time.perf_counter() - clock, begun)
 
-    def _to_host(self, rows: Rows) -> Rows:
-        # Untested without a GPU. The caching host allocator hands the same few pinned buffers round.
-        device = next(iter(rows.acts.values())).device
-        if device.type != "cuda":
-            acts, finite, error = ({n: x.cpu() for n, x in g.items()} for g in (rows.acts, rows.finite, rows.error))
-            return rows._replace(acts=acts, finite=finite, error=error)
-        self._stream = self._stream or torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream), torch.inference_mode():
-            moved: list[dict[str, Tensor]] = []
-            for group in (rows.acts, rows.finite, rows.error):
-                pinned = {n: torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for n, x in group.items()}
-                for name, x in group.items():
-                    pinned[name].copy_(x, non_blocking=True)
-                    x.record_stream(self._stream)
-                moved.append(pinned)
-            event = torch.cuda.Event()
-            event.record(self._stream)
-        return rows._replace(acts=moved[0], finite=moved[1], error=moved[2], event=event)
+    def send(self, rows: Rows) -> Rows:
+        """Rows of `compute` on their way to the host. At most `interp.pinned.SLOTS` may be there, unreleased."""
+        groups = {"acts": rows.acts, "finite": rows.finite, "error": rows.error}
+        if self.transfers is None:
+            hosts = {group: {name: x.cpu() for name, x in tensors.items()} for group, tensors in groups.items()}
+            return rows._replace(**hosts)
+        assert rows.begun is not None
+        self._ring = self._ring or PinnedRing(self.transfers, max(self._capacity, len(rows.keys[KEYS[0]])))
+        hosts, arrival = self._ring.send(groups, rows.begun)
+        return rows._replace(**hosts, arrival=arrival)
+
+    def run(self, ready: Ready) -> Rows:
+        """Compute one batch and send its rows."""
+        return self.send(self.compute(ready))
 
 
 STORING = (

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from interp.batching import Buckets, Windows, group, window_ids, windows_of
+from interp.batching import Buckets, Windows, grouped, places, windows_of
 from interp.errors import InputError
 from interp.sealing import read_json, write_sealed
 from interp.shards import Layout
@@ -24,6 +24,7 @@ from interp.tokenfile import TokenFile
 
 _FORMAT = "midlens-plan"
 _VERSION = 1
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,27 @@ class Selector:
         self._special = np.zeros(max(tokens.manifest["tokenizer"]["vocabulary"], 1), bool)
         self._special[tokens.special_ids] = True
 
-    def kept(self, doc: int, start: int, length: int, counts: dict[str, int] | None = None) -> Bool[np.ndarray, " t"]:
-        """True where a row is kept. `counts` adds up what is left out, under the first reason that applies."""
-        reasons: dict[str, Bool[np.ndarray, " t"]] = {}
+    def kept(self, windows: Windows, counts: dict[str, int] | None = None) -> Bool[np.ndarray, " n"]:
+        """For every position of `windows`, one window behind the other: True where a row is kept.
+
+        `counts` adds up what is left out, under the first reason that applies.
+        """
+        tokens, own = self.tokens, 0 if self.tokens.bos is None else 1
+        place = places(windows)
+        at = np.repeat(tokens.offsets[windows.doc] + windows.start, windows.length) + place
+        bos = place < own  # in front of the window's own tokens, and not in the token file
+        at[bos] = 0
+        reasons: dict[str, Bool[np.ndarray, " n"]] = {}
         if self.exclude.first_position:
-            reasons["first_position"] = np.arange(length) == 0
+            reasons["first_position"] = place == 0
         if self.exclude.special_tokens:
-            reasons["special_tokens"] = self._special[window_ids(self.tokens, doc, start, length)]
-        if self.exclude.template and self.tokens.template is not None:
-            own = 0 if self.tokens.bos is None else 1
-            at = int(self.tokens.offsets[doc]) + start
-            template = np.zeros(length, bool)
-            template[own:] = self.tokens.template[at + own : at + length]
-            reasons["template"] = template
-        kept = np.ones(length, bool)
+            out = self._special[np.asarray(tokens.tokens)[at]]
+            if own:
+                out[bos] = self._special[tokens.bos]
+            reasons["special_tokens"] = out
+        if self.exclude.template and tokens.template is not None:
+            reasons["template"] = (np.asarray(tokens.template)[at] != 0) & ~bos
+        kept = np.ones(len(place), bool)
         for name, out in reasons.items():
             if counts is not None:
                 counts[name] = counts.get(name, 0) + int((out & kept).sum())
@@ -72,8 +80,18 @@ class Selector:
 
     def rows(self, windows: Windows, excluded: dict[str, int]) -> Int[np.ndarray, " w"]:
         """How many rows each window gives; `excluded` adds up what is left out. Not one row is an error."""
-        spans = zip(windows.doc, windows.start, windows.length, strict=True)
-        rows = np.asarray([self.kept(int(d), int(s), int(n), excluded).sum() for d, s, n in spans], np.int64)
+        rows = np.zeros(len(windows), np.int64)
+        ends = np.cumsum(windows.length)
+        first = 0
+        while first < len(windows):
+            # Some million positions at a time: memory does not grow with the corpus.
+            stop = max(
+                first + 1, int(np.searchsorted(ends, (ends[first - 1] if first else 0) + _AT_ONCE, side="right"))
+            )
+            some = windows.take(slice(first, stop))
+            begins = np.cumsum(some.length) - some.length
+            rows[first:stop] = np.add.reduceat(self.kept(some, excluded), begins, dtype=np.int64)
+            first = stop
         if not rows.sum():
             raise InputError(
                 f"nothing is left of {int(windows.length.sum())} tokens without {', '.join(self.exclude.names())}: "
@@ -116,8 +134,8 @@ class Plan:
 
     def batches_of(self, shard: int) -> range:
         """The batches whose rows make up shard `shard`."""
-        firsts = np.concatenate([[0], self.shard_windows])
-        first, stop = np.searchsorted(self.buckets.ends, firsts[shard : shard + 2], side="right")
+        edges = (self.shard_windows[shard - 1] if shard else 0, self.shard_windows[shard])
+        first, stop = np.searchsorted(self.buckets.ends, edges, side="right")
         return range(int(first), int(stop))
 
     def halved(self, batch: int) -> "Plan":
@@ -188,10 +206,8 @@ def make_plan(
     excluded: dict[str, int] = {}
     rows = selector.rows(windows, excluded)
     fed = np.flatnonzero(rows)
-    buckets = group(windows.take(fed), token_budget=token_budget, multiple=multiple, seed=spec.seed)
-    by_window = {(int(d), int(s)): int(r) for d, s, r in zip(windows.doc, windows.start, rows, strict=True)}
-    ordered = [by_window[int(d), int(s)] for d, s in zip(buckets.windows.doc, buckets.windows.start, strict=True)]
-    shard_windows, shard_rows = _shards(buckets, np.asarray(ordered), rows_per_shard)
+    buckets, order = grouped(windows.take(fed), token_budget=token_budget, multiple=multiple, seed=spec.seed)
+    shard_windows, shard_rows = _shards(buckets, rows[fed][order], rows_per_shard)
     return Plan(spec, row_shapes, buckets, token_budget, rows_per_shard, shard_windows, shard_rows, excluded)
 
 
@@ -200,14 +216,11 @@ def _shards(
 ) -> tuple[Int[np.ndarray, " shards"], Int[np.ndarray, " shards"]]:
     """Shards of whole batches: as many as stay within `rows_per_shard`, at least one."""
     before = np.concatenate([[0], np.cumsum(rows)])[np.concatenate([[0], buckets.ends])]
-    ends: list[int] = []
-    first = 0
-    for batch in range(1, len(before)):
-        if before[batch] - before[first] > rows_per_shard and batch - 1 > first:
-            ends.append(batch - 1)
-            first = batch - 1
-    ends.append(len(before) - 1)
-    return buckets.ends[np.asarray(ends) - 1], np.diff(before[[0, *ends]])
+    ends = [0]
+    while ends[-1] < len(buckets):
+        fit = int(np.searchsorted(before, before[ends[-1]] + rows_per_shard, side="right")) - 1
+        ends.append(max(fit, ends[-1] + 1))
+    return buckets.ends[np.asarray(ends[1:]) - 1], np.diff(before[ends])
 
 
 def describe(plan: Plan, folder: Path, *, bytes_left: int, seconds: float | None, memory: int) -> str:

@@ -13,7 +13,7 @@ at 1.8 GB/s on one core with SHA extensions, far above what an extraction produc
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -42,6 +42,8 @@ _NUMPY = {"BF16": "<i2", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I8": "|i1", 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I8": 1, "F8_E4M3": 1}
 _TORCH = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}  # which numpy has not
 _FLUSH = 1 << 26
+_SPREAD_FROM = 1 << 20
+Spread = Callable[..., Iterable[Any]]
 
 
 def read_dtype(dtype: str) -> torch.dtype:
@@ -85,8 +87,11 @@ class Layout:
 class ShardWriter:
     """Writes one shard under a temporary name; `seal()` makes it permanent and returns its entry for the manifest."""
 
-    def __init__(self, path: Path, layout: Layout, rows: int, metadata: Mapping[str, str]) -> None:
-        self.path, self.rows, self.written = path, rows, 0
+    def __init__(
+        self, path: Path, layout: Layout, rows: int, metadata: Mapping[str, str], *, spread: Spread = map
+    ) -> None:
+        """`spread` maps a function over large tensors, in several threads if it likes."""
+        self.path, self.rows, self.written, self.spread = path, rows, 0, spread
         head, self._at = layout.header(rows, metadata)
         self.size = len(head) + rows * layout.row_bytes
         self._hashes = {"header": hashlib.sha256(head)} | {name: hashlib.sha256() for name in self._at}
@@ -103,19 +108,35 @@ class ShardWriter:
 
     def digest(self, contents: Mapping[str, memoryview]) -> None:
         """Take the next bytes of every tensor into the checksums; `put` may run at the same time."""
-        for name, content in contents.items():
-            self._hashes[name].update(content)
+
+        def one(name: str) -> None:
+            self._hashes[name].update(contents[name])
+
+        self._each(one, contents)
 
     def put(self, contents: Mapping[str, memoryview]) -> None:
         """Write the next bytes of every tensor to their place in the file."""
+
+        def one(name: str) -> None:
+            _write_all(self._handle, contents[name], self._at[name])
+
+        self._each(one, contents)
         for name, content in contents.items():
-            _write_all(self._handle, content, self._at[name])
             self._at[name] += len(content)
             self._unsynced += len(content)
         self.written += len(contents["token"]) // _BYTES["I32"]
         if self._unsynced >= _FLUSH:  # so that the last fsync, which the next shard waits for, is short
             os.fdatasync(self._handle)
             self._unsynced = 0
+
+    def _each(self, one: Callable[[str], None], contents: Mapping[str, memoryview]) -> None:
+        """`one` for every tensor; large ones spread over threads. Each has its own checksum and place in the file."""
+        large = [name for name, content in contents.items() if len(content) >= _SPREAD_FROM]
+        for name in contents:
+            if len(large) < 2 or name not in large:
+                one(name)
+        for _ in self.spread(one, large if len(large) > 1 else ()):
+            pass
 
     def measured(self, error: Mapping[str, Mapping[str, float]]) -> None:
         """Count the error of the next rows of each site, where their format has one worth stating."""

@@ -251,7 +251,10 @@ class ActivationStream:
         )
         made = Generation(schedule.identity(number), self.layout, stop - first)
         on_its_way: list[Rows] = []
-        with closing(prefetched(partial(assemble, plan, self.selector), range(len(buckets)), 1)) as batches:
+        self.runner.begin(int(buckets.padded.max()))
+        with closing(
+            prefetched(lambda i: self.runner.near(assemble(plan, self.selector, i)), range(len(buckets)), 1)
+        ) as batches:
             for ready in batches:
                 if stopped():
                     return None
@@ -280,6 +283,7 @@ class ActivationStream:
         advice = "Compute in bfloat16 or float32 (float16 overflows at 65,504), or leave these documents out"
         refuse_nonfinite(rows, self.selector.tokens.ids, advice=advice)
         made.append(rows)
+        rows.release()
 
 
 def _joined(pieces: list[ActivationBatch]) -> ActivationBatch:

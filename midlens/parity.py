@@ -23,7 +23,7 @@ class Parity:
     json: Path | None = None
     """Also write the table to this file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What the model computes in; auto: float32 on CPU, bfloat16 on a GPU."""
+    """What the model computes in; auto: bfloat16 where the hardware has it, else float32."""
     device: str | None = None
     """Where the model runs: cpu, cuda, ...; by default a GPU where there is one."""
     upto: str | None = None

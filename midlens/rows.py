@@ -38,7 +38,7 @@ class RowsOptions:
     prepend_bos: bool | None = None
     """Of a stream: put a BOS in front of every window; by default what the preset says, else no."""
     model_dtype: str | None = None
-    """Of a stream: precision of the model; by default float32 on a CPU, bfloat16 on a GPU."""
+    """Of a stream: precision of the model; by default bfloat16 where the hardware has it."""
     row_dtype: StoreDtype = "bfloat16"
     """Of a stream: precision of the rows in its buffer."""
     buffer_gib: float = 2.0

