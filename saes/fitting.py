@@ -29,7 +29,7 @@ from interp.store import ActivationBatch
 from interp.trackers import Tracker
 from saes.finish import finished
 from saes.frame import Frame, measure
-from saes.init import WRITTEN_NORM, start
+from saes.init import start
 from saes.optimise import TrainState, begin, refresh, step
 from saes.recipe import BATCHED, TrainConfig
 from saes.sae import CFG, SAE
@@ -144,8 +144,9 @@ class Fitting:
         frame = Frame(tuple(scalings), read, written)
         shape = config.shape(sum(read), d_out=None if y is None else y.shape[1], sources=read if len(read) > 1 else ())
         x = torch.cat(sample, dim=1)
-        written_norm = WRITTEN_NORM if config.filled(shape).decoder_norm == "weighted" else 0.0
-        sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, written_norm=written_norm)
+        norm = config.filled(shape).decoder_init_norm
+        assert norm is not None
+        sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, norm=norm)
         state = TrainState(sae.to(device), config, frame, config.steps(len(self.rows)), batch_size=self.batch_size)
         return begin(state, x.to(device), None if y is None else y.to(device))
 

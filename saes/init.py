@@ -1,8 +1,12 @@
 """The first weights of a run, for scaled activations (`saes.frame`).
 
-    W_dec = random unit rows,  W_enc = its transpose,  b_enc = 0,  b_dec = geometric median (or mean) of the sample
-    transcoder: W_dec = 0 (`WRITTEN_NORM`),  W_enc = random unit rows,  b_enc = -W_enc^T mean(x),
+    W_dec = random rows of one norm,  W_enc = its transpose,  b_enc = 0,  b_dec = geometric median or mean of the sample
+    transcoder: W_dec = 0, or short rows,  W_enc = random unit rows,  b_enc = -W_enc^T mean(x),
                 b_dec = median of what is written,  W_skip = 0
+
+Long rows of a transcoder's decoder, which have nothing to do with what their features read, only do harm: training
+silences the features before it turns the rows (24 planted features: none fired any more at norm 1, all were found at
+0.1 or less).
 
 With `start_l0`, biases (standard, gated) or thresholds (jumprelu) are then set from quantiles of the sample's
 pre-activations so that every feature fires equally often, `start_l0` of them per token: sparse from the first step.
@@ -22,10 +26,6 @@ from saes.recipe import Start
 from saes.sae import SAE
 
 QUANTILE_ROWS = 4096
-# Of a transcoder's first decoder rows where norms count in the ranking (rows of norm 0 could not be ranked); elsewhere
-# they begin at 0. Long rows that have nothing to do with what their features read only do harm: training silences the
-# features before it turns the rows (24 planted features: none fired any more at norm 1, all were found at 0.1 or less).
-WRITTEN_NORM = 0.01
 
 
 def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, tolerance: float = 1e-5) -> Float[Tensor, " d"]:
@@ -41,10 +41,10 @@ def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, toleranc
     return point
 
 
-def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, written_norm: float = 0.0) -> SAE:
+def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, norm: float = 1.0) -> SAE:
     """First weights, from a sample of scaled activations; rows that do not count (massive) are left out.
 
-    `written_norm`: of the decoder rows of a transcoder.
+    `norm`: of the decoder's rows.
     """
     usual = sample.kept > 0
     x, y = sample.x[usual], sample.y[usual]
@@ -52,10 +52,10 @@ def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, wr
     rows = _unit_rows(shape.d_sae, shape.d_in, generator)
     bias = torch.zeros(shape.d_sae)
     if shape.is_transcoder:
-        decoder = _unit_rows(shape.d_sae, shape.width_out, generator) * written_norm
+        decoder = _unit_rows(shape.d_sae, shape.width_out, generator) * norm
         bias = -(rows @ x.double().mean(0).float())
     else:
-        decoder = rows
+        decoder = rows = rows * norm
     gated = shape.architecture == "gated"
     weights = {
         "W_enc": rows.T,

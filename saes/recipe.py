@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from interp.errors import InputError
 from saes.config import SAEConfig
+from saes.schedules import Schedules
 from saes.typed import check_fields
 
 Training = Literal["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "standard", "gated"]
@@ -61,7 +62,7 @@ def uses(name: str, architecture: str, penalty: str | None = None) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Schedules):
     """How to train an SAE. Defaults of topk: from 200,000 activations of SmolLM2-135M, layer 15, width 4608."""
 
     architecture: Training = "topk"
@@ -120,9 +121,9 @@ class TrainConfig:
     batch_size: int = 1024
     """Activations per step."""
     lr: float | None = None
-    """Peak learning rate of Adam; by default 8e-4 / sqrt(d_sae / 2^14)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of Adam. Gemma Scope: 0 and 0.999."""
+    """Peak learning rate of Adam; by default 1.6e-3 / sqrt(d_sae / 2^14)."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Of Adam; 0.999 for the second looks back further than a short run is long. Gemma Scope: 0 and 0.999."""
     warmup: float = 0.05
     """Part of the steps over which the learning rate rises linearly from 0."""
     decay: float = 0.2
@@ -130,8 +131,8 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient; the loss is a fraction of the variance."""
     aux_weight: float | None = None
-    """Weight of the auxiliary loss that revives dead features; 0 leaves it out. By default 1/32 in the topk family,
-    else 0."""
+    """Weight of the auxiliary loss that revives dead features; 0 leaves it out. By default 0.2 in the topk family and
+    in jumprelu that aims at k (with 1/32, as in Gao et al., many more stay dead in short runs), else 0."""
     k_aux: int | None = None
     """Dead features per token in the auxiliary loss; by default half the width of the activations."""
     dead_after_tokens: int | None = None
@@ -141,8 +142,12 @@ class TrainConfig:
     """Where the decoder's bias starts."""
     decoder_norm: DecoderNorm | None = None
     """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
-    away at the end; `free`: free rows, norm counted in the penalty only. By default `unit`, `free` for transcoders
-    (their decoder starts at 0), `weighted` for crosscoders."""
+    away at the end; `free`: free rows, norm counted in the penalty only. By default `weighted` in the topk family and
+    for crosscoders, `free` for (other) transcoders, else `unit`."""
+    decoder_init_norm: float | None = None
+    """Norm of the decoder's first rows, and of the encoder's, which are the same (in a transcoder those have norm 1).
+    By default 0.1 in the topk family's weighted autoencoders: features that begin small are turned by the first steps
+    towards what they read; 0.01 in weighted transcoders and 0 in free ones; else 1."""
     skip: bool = False
     """Of a transcoder: whether it has a linear map from input to output beside the features."""
     input_norm: InputNorm = "sqrt_d"
@@ -173,7 +178,7 @@ class TrainConfig:
         for name in ("warmup", "decay", "k_anneal", "sparsity_warmup", "p_start", "threshold_momentum"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} is a part, between 0 and 1, got {value}")
-        for name in ("aux_weight", "sparsity", "pre_act"):
+        for name in ("aux_weight", "sparsity", "pre_act", "decoder_init_norm"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise InputError(f"{name} must not be negative, got {value}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -221,11 +226,27 @@ class TrainConfig:
         if self.architecture in ("standard", "gated") and self.start_l0 is None and shape.d_sae > 1:
             values["start_l0"] = min(128.0, shape.d_sae / 4)
         if self.aux_weight is None:
-            values["aux_weight"] = 1 / 32 if self.architecture in SELECTING else 0.0
-        if self.decoder_norm is None:
-            values["decoder_norm"] = "weighted" if shape.sources else "free" if shape.is_transcoder else "unit"
+            revives = self.architecture in SELECTING or values.get("penalty", self.penalty) == "target"
+            values["aux_weight"] = 0.2 if revives else 0.0
+        values |= self._decoder(shape)
         values["k_aux"] = self.k_aux or max(1, shape.d_in // 2)
         return dataclasses.replace(self, **values)
+
+    def _decoder(self, shape: SAEConfig) -> dict[str, Any]:
+        """How its rows are treated, and how long they are at the start."""
+        ranked, norm = self.architecture in SELECTING, self.decoder_norm
+        if norm is None:
+            norm = "free" if shape.is_transcoder else "weighted" if shape.sources or ranked else "unit"
+        weighted = norm == "weighted"
+        if shape.is_transcoder:  # rows of norm 0 could not be ranked
+            first = 0.01 if weighted else 0.0
+        else:
+            first = 0.1 if weighted and ranked else 1.0
+        if self.decoder_init_norm is not None:
+            first = self.decoder_init_norm
+        if norm == "unit" and first != 1:
+            raise InputError(f"decoder_norm='unit' keeps rows at norm 1; decoder_init_norm={first} contradicts it")
+        return {"decoder_norm": norm, "decoder_init_norm": first}
 
     def shape(self, d_in: int, *, d_out: int | None = None, sources: tuple[int, ...] = ()) -> SAEConfig:
         """What is trained, while it is trained: by rank like topk, else under the architecture's own name."""
@@ -249,51 +270,3 @@ class TrainConfig:
             sources=sources,
             apply_b_dec_to_input=d_out is None,
         )
-
-    def width(self, d_in: int) -> int:
-        """Number of features for activations of width `d_in`."""
-        return self.d_sae or self.expansion * d_in
-
-    def steps(self, rows: int) -> int:
-        """Number of steps over a store of `rows` activations."""
-        size = min(self.batch_size, rows)
-        return max(1, math.ceil(self.tokens / size) if self.tokens else round(self.epochs * math.ceil(rows / size)))
-
-    def silence(self, steps: int, rows: int | None = None) -> int:
-        """Tokens without firing after which a feature is dead, in a run of `steps` steps of `rows` (`batch_size`)."""
-        return self.dead_after_tokens or min(10_000_000, max(1, steps * (rows or self.batch_size) // 16))
-
-    def rate(self, step: int, steps: int, d_sae: int) -> float:
-        """Learning rate of step `step` (from 0) of `steps`: linear warm-up, constant, linear decay to 0."""
-        peak = self.lr or 8e-4 / math.sqrt(d_sae / 2**14)
-        rise = (step + 1) / (self.warmup * steps) if self.warmup else 1.0
-        fall = (steps - step) / (self.decay * steps) if self.decay else 1.0
-        return peak * min(1.0, rise, fall)
-
-    def active(self, step: int, steps: int) -> int:
-        """Active features per token in step `step` (from 0): from `k_start` linearly to `k`. For a filled config."""
-        assert self.k_start is not None and self.k_anneal is not None
-        left = max(0.0, 1 - step / (self.k_anneal * steps)) if self.k_anneal else 0.0
-        return self.k + round((self.k_start - self.k) * left)
-
-    def pressure(self, step: int, steps: int) -> float:
-        """Coefficient of the sparsity penalty in step `step` (from 0). For a filled config."""
-        assert self.sparsity is not None and self.sparsity_warmup is not None
-        return self.sparsity * min(1.0, (step + 1) / (self.sparsity_warmup * steps) if self.sparsity_warmup else 1.0)
-
-    def exponent(self, step: int, steps: int) -> tuple[float, float]:
-        """Exponent p of the penalty in step `step` (from 0), and the one it changes to next. For a filled config."""
-        now = self._level(step, steps)
-        ahead = 10 + steps // (self.p_steps or 1)  # at least what the running means look back
-        later = (self._level(s, steps) for s in range(step + 1, step + 2 + ahead))
-        return self._of_level(now), self._of_level(next((level for level in later if level > now), now))
-
-    def _level(self, step: int, steps: int) -> int:
-        """How many changes of the exponent lie behind."""
-        assert self.p_start is not None and self.p_steps is not None
-        passed = step / steps - self.p_start
-        return 0 if passed < 0 else min(self.p_steps, 1 + int(passed / (1 - self.p_start) * self.p_steps + 1e-9))
-
-    def _of_level(self, level: int) -> float:
-        assert self.p_end is not None and self.p_steps is not None
-        return 1 - (1 - self.p_end) / self.p_steps * level

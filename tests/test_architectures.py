@@ -194,7 +194,9 @@ class PlainTrainer:
 
     def __init__(self, state: TrainState) -> None:
         self.state, self.p = state, plain_weights(state)
-        self.adam = torch.optim.Adam([{"params": [t]} for t in self.p.values()], eps=6.25e-10, foreach=False)
+        self.adam = torch.optim.Adam(
+            [{"params": [t]} for t in self.p.values()], betas=state.config.betas, eps=6.25e-10, foreach=False
+        )
         self.faster = {"log_threshold": state.config.threshold_rate or 1}
 
     def step(self, batch: Framed, rate: float, **over: Any) -> dict[str, Tensor]:
