@@ -128,8 +128,10 @@ def prepare(
 def _worth_a_search(model: Capturing, tokens: TokenFile, docs: Sequence[int] | None) -> bool:
     """Whether to look for the best batch size unasked: on a GPU, where a search takes a small part of the run."""
     device = str(getattr(model, "device", "cpu"))
+    if not device.startswith("cuda"):
+        return False
     count = tokens.n_tokens if docs is None else int(tokens.lengths[np.asarray(docs, np.int64)].sum())
-    return device.startswith("cuda") and count >= _SEARCH_FROM * default_token_budget(device)
+    return count >= _SEARCH_FROM * default_token_budget(device)
 
 
 class Described(NamedTuple):

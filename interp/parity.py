@@ -9,7 +9,8 @@ carry activations hundreds of times the usual size, and against their size no fa
 
 Attention scores are compared where a query may look; a mask that differs anywhere counts as an infinite deviation, and
 so does a value that is not a number. The model runs once over the right-padded batch, every opinion (`interp.opinions`)
-runs each sequence alone and unpadded, so that padding is under test too.
+runs each sequence alone and unpadded, so that padding is under test too. A model in 16 bits can be compared with itself
+in float32 as well.
 """
 
 import math
@@ -29,6 +30,7 @@ from interp.sites import Point, Site
 
 # Implementations spell "masked" as −inf or as the lowest finite number; no score comes near this.
 _MASKED = -1e30
+FLOAT32 = "float32"
 _BY_SOURCE = (Point.ATTN_SCORES, Point.PATTERN)
 
 
@@ -40,8 +42,13 @@ def parity(
     sites: Collection[Site | str] | None = None,
     opinions: Sequence[Opinion] = OPINIONS,
     dtype: torch.dtype = torch.float64,
+    float32: HookedModel | None = None,
 ) -> ParityTable:
-    """Compare `sites` (all the model has, by default) and the logits with every opinion; `dtype` is that of `plain`."""
+    """Compare `sites` (all the model has, by default) and the logits with every opinion; `dtype` is that of `plain`.
+
+    `float32` is the same model loaded in float32: its column says what computing (and rounding weights) in `model`'s
+    own dtype costs, where the opinions say whether it computes the right thing.
+    """
     if unknown := [name for name in opinions if name not in OPINIONS]:
         raise InputError(f"unknown opinions {unknown}; expected some of {', '.join(OPINIONS)}")
     wanted = all_sites(model) if sites is None else sorted(Site.parse(site) for site in sites)
@@ -58,6 +65,8 @@ def parity(
             tallies[name] = heard
         except Unavailable as error:
             absent[name] = str(error)
+    if float32 is not None:
+        tallies[FLOAT32] = _compare(own, lambda row: _own(float32, row, None, wanted), tokens, lengths)
     if not tallies:
         raise InputError("nothing was compared. " + "; ".join(f"{name}: {why}" for name, why in absent.items()))
 
@@ -95,7 +104,7 @@ def prompt_tokens(
     return nn.utils.rnn.pad_sequence(ids, batch_first=True), lengths
 
 
-def _own(model: HookedModel, tokens: Tensor, lengths: Tensor, wanted: list[Site]) -> Values:
+def _own(model: HookedModel, tokens: Tensor, lengths: Tensor | None, wanted: list[Site]) -> Values:
     with torch.no_grad():
         logits, captured = model.run_recorded(tokens, wanted, lengths=lengths)
     own = {str(site): captured[site] for site in wanted}

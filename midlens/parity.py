@@ -32,22 +32,30 @@ class Parity:
     """The sites to compare, e.g. resid_post.3 z.3; all by default."""
     opinions: tuple[Literal["plain", "hf_eager", "transformer_lens"], ...] = ("plain", "hf_eager", "transformer_lens")
     """Whom to ask."""
+    float32: bool = True
+    """Of a 16-bit model: also load it in float32, and show how far each site is from that (no part of the verdict)."""
 
     def run(self) -> int:
         """Load, compare, print; 0 if everything agrees, else 1."""
+        import torch
+
         from interp.errors import InputError
         from interp.loading import parse_dtype
         from interp.model import HookedModel
-        from interp.parity import default_tolerance, parity, prompt_tokens
+        from interp.parity import FLOAT32, default_tolerance, parity, prompt_tokens
 
         if self.json is not None and not self.json.parent.is_dir():
             raise InputError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
         dtype = None if self.dtype == "auto" else parse_dtype(self.dtype)
         model = HookedModel.load(self.model, upto=self.upto, dtype=dtype, device=self.device)
         tokens, lengths = prompt_tokens(model)
-        table = parity(model, tokens, lengths=lengths, sites=self.sites or None, opinions=self.opinions)
+        wide = None
+        if self.float32 and model.dtype in (torch.bfloat16, torch.float16):
+            wide = HookedModel.load(self.model, upto=self.upto, dtype=torch.float32, device=self.device)
+        asked = {"sites": self.sites or None, "opinions": self.opinions, "float32": wide}
+        table = parity(model, tokens, lengths=lengths, **asked)
         tolerance = default_tolerance(model.dtype) if self.tolerance is None else self.tolerance
-        far = table.above(tolerance)
+        far = table.above(tolerance, opinions=[name for name in table.opinions if name != FLOAT32])
         say(table.text())
         if self.json is not None:
             table.save(self.json)

@@ -1,5 +1,6 @@
 """The dtype nobody asked for: bfloat16 where the hardware has it, float32 elsewhere, and said aloud either way."""
 
+import json
 import types
 
 import pytest
@@ -9,9 +10,10 @@ from interp import precision
 from interp.extract import prepare
 from interp.loading import load_hf
 from interp.model import HookedModel
+from interp.parity import prompt_tokens
 from interp.precision import default_dtype
-from tests.tiny_models import tiny
-from tests.toy_store import token_file
+from tests.tiny_models import random_tokens, tiny
+from tests.toy_store import token_file, word_tokenizer
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -65,3 +67,42 @@ def test_loading_takes_it_and_the_plan_says_it(tmp_path, monkeypatch, has, name)
     assert f"computing in {name}" in extraction.describe()
     assert extraction.run(progress=False).specs[0].compute_dtype == name
     assert load_hf(tmp_path / "m", device="cpu", dtype="float32").hf.dtype is torch.float32
+
+
+def test_parity_tells_what_sixteen_bits_cost(tmp_path, capsys):
+    from midlens.parity import Parity
+
+    hf = tiny("llama")
+    hf.save_pretrained(tmp_path / "m")
+    word_tokenizer(words=90).save_pretrained(tmp_path / "m")
+    asked = {"device": "cpu", "opinions": ("plain",), "tolerance": 1.0, "sites": ("resid_post.0", "resid_post.2")}
+    written = tmp_path / "table.json"
+    assert Parity(str(tmp_path / "m"), dtype="bfloat16", json=written, **asked).run() == 0
+    assert "largest against float32:" in capsys.readouterr().out
+    rows = {row["site"]: row for row in json.loads(written.read_text())["rows"]}
+
+    # The same by hand: hidden states of Hugging Face's own forward in both dtypes, sequence by sequence.
+    tokens, lengths = prompt_tokens(HookedModel.load(tmp_path / "m", dtype="float32", device="cpu"))
+    low = load_hf(tmp_path / "m", dtype="bfloat16", device="cpu").hf
+    worst = 0.0
+    for row, length in zip(tokens, lengths, strict=True):
+        with torch.no_grad():
+            b = hf(row[None, :length], output_hidden_states=True).hidden_states[1][0]
+            a = low(row[None, :length], output_hidden_states=True).hidden_states[1][0].float()
+        worst = max(worst, float(((a - b).abs().amax(1) / b.abs().amax(1)).max()))
+    found = rows["blocks.0.hook_resid_post"]["float32"]["relative"]
+    assert 1e-3 < found < 0.1 and found == pytest.approx(worst, rel=0.5)  # other batch shapes round otherwise
+
+    assert Parity(str(tmp_path / "m"), dtype="float32", **asked).run() == 0
+    assert "float32:" not in capsys.readouterr().out  # nothing to tell
+    # However far float32 is, the verdict is that of the opinions asked.
+    strict = {**asked, "tolerance": 5e-2, "sites": ("resid_post.0",)}
+    assert Parity(str(tmp_path / "m"), dtype="bfloat16", **strict).run() == 0
+
+
+def test_the_float32_column_is_no_part_of_the_verdict(tmp_path):
+    from interp.parity import FLOAT32, parity
+
+    model, other = HookedModel.wrap(tiny("llama")), HookedModel.wrap(tiny("llama", seed=1))
+    table = parity(model, random_tokens(model.hf, 2, 9), sites=["resid_post.1"], opinions=("plain",), float32=other)
+    assert table.worst(FLOAT32)[1].relative > 0.1 and not table.above(1e-4, opinions=["plain"])
