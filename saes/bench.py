@@ -4,8 +4,8 @@
     dense        encode all n f, torch.topk, scatter into a dense n f, dense decode, mean squared error, autograd
 
 Both take turns on one set of weights and one fused Adam, so both fit wherever one does; the auxiliary loss is left out
-of both. The dense step does less beside its products: it scales and counts nothing, clips nothing, and of what keeps
-decoder rows at norm 1 it has only the division. What a step needs at least, with P parameters:
+of both. The dense step does less beside its products: it scales, counts and clips nothing, and keeps decoder rows at
+norm 1 by a division alone. What a step needs at least, with P parameters:
 
     products    2 n d f (encode) + 8 n k d (decode, and the gradients of codes, decoder and encoder's active rows)
     traffic     32 P bytes: weights and Adam's two moments read and written, gradients written and read
@@ -123,7 +123,10 @@ def new_state(task: Task, x: Float[Tensor, "n d"], *, seed: int = 0) -> TrainSta
     """A run about to take its first step on `x`, on the device of `x`."""
     config, sample = task.config(), x.cpu()
     frame = Frame((measure(sample, massive=10.0),), (task.d,))
-    sae = start(config.shape(task.d), frame.scaled(sample), b_dec="mean", seed=seed).to(x.device)
+    shape = config.shape(task.d)
+    norm = config.filled(shape).decoder_init_norm
+    assert norm is not None
+    sae = start(shape, frame.scaled(sample), b_dec="mean", seed=seed, norm=norm).to(x.device)
     return begin(TrainState(sae, config, frame, steps=1000, batch_size=task.batch), x)
 
 

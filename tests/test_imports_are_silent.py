@@ -16,7 +16,8 @@ ALLOWED = {"torch", "numpy", "scipy", "safetensors", "transformers", "jaxtyping"
 CORE = (
     "interp.sites interp.anatomy interp.model interp.loading interp.batching interp.store interp.extract "
     "interp.effects interp.tokenfile interp.generate interp.lens interp.loop interp.plan "
-    "saes.codes saes.activations saes.sae saes.losses saes.train saes.evaluate midlens_kernels"
+    "interp.bench.shapes interp.bench.ceilings interp.bench.extraction interp.bench.report "
+    "saes.codes saes.activations saes.sae saes.losses saes.train saes.evaluate saes.bench midlens_kernels"
 ).split()
 ALL = [name for package in FLOORS for name, _ in modules(package) if not name.endswith("__main__")]
 

@@ -25,8 +25,9 @@ from interp.bench.flops import sequence_flops
 from interp.bench.measure import free_memory
 from interp.errors import InputError
 from interp.families import anatomy_of
-from interp.loading import default_dtype, layers_needed, parse_device, parse_dtype
+from interp.loading import layers_needed, parse_device, parse_dtype
 from interp.model import HookedModel
+from interp.precision import default_dtype
 from interp.quiet import quiet_transformers
 from interp.sites import Site
 from interp.tokenfile import TokenFile, tokenize
