@@ -14,8 +14,12 @@ A row of zeros has s = 0 and is exact. Where s would fall below the smallest nor
 the bounds in s hold, with an s that is larger than the row's. A row that holds NaN or infinity has q = 0 and s = NaN:
 all of it reads as NaN. (Extraction refuses such rows unless told otherwise.)
 
-One massive row, or one massive coordinate, costs int8 what it costs only within its own row; float8 keeps a relative
-error per number and hardly minds. The error is measured while rows are converted, over vectors that share a scale:
+A massive row costs the others nothing. A massive coordinate coarsens int8 in the rest of its row; float8 keeps a
+relative error per number and hardly minds. SmolLM2-135M, resid_post.15, 6,522 held-out rows, computed in float32
+(a row's largest entry is 13 times its root mean square): the part of the rows' variance around their mean that is lost
+is 1.1e-3 in float8_e4m3, 2.0e-3 in int8 and 6.0e-6 in bfloat16.
+
+The error is measured while rows are converted, over vectors that share a scale:
 
     relative = |x - x^|^2 / |x|^2     its mean and maximum over vectors, and sum |x - x^|^2 / sum |x|^2
 
