@@ -57,7 +57,6 @@ class Attempt:
 
 _SELECTING = (
     Attempt("its lr"),
-    Attempt("our lr", rate=None),
     Attempt("our lr, dead after 1/16 of the run", rate=None, window=1 / 16),
 )
 
@@ -91,7 +90,7 @@ def _jumprelu(k: int) -> tuple[Attempt, ...]:
 
 
 def rival_attempts(architecture: str, k: int) -> list[Attempt]:
-    """What is tried: its defaults; our learning rate; a window for dead features that fits so short a run."""
+    """What is tried: its defaults; our learning rate with a window for dead features that fits so short a run."""
     return list(_jumprelu(k) if architecture == "jumprelu" else _SELECTING)
 
 
