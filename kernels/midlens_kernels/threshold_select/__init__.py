@@ -35,10 +35,12 @@ def threshold_select(
     if not 0 <= count <= len(x) * len(b_enc):
         size = f"{len(x)} tokens times {len(b_enc)} features"
         raise ValueError(f"count must lie between 0 and the number of pre-activations ({size}), got {count}")
-    select = (
-        threshold_select_reference
-        if backend_for("threshold_select", x, W_enc, b_enc) == "reference"
-        else threshold_select_cpu
-    )
     weight = None if weight is None else weight.detach()
+    match backend_for("threshold_select", x, W_enc, b_enc):
+        case "reference":
+            select = threshold_select_reference
+        case "torch":
+            select = threshold_select_cpu
+        case "triton":
+            from midlens_kernels.threshold_select._triton import threshold_select_triton as select
     return select(x, W_enc, b_enc, count, weight=weight, kept=kept, compute=compute)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from midlens_kernels._sparse_product import entries
+from midlens_kernels._triton_entries import entries
 from midlens_kernels._triton_keys import highest, key_of, number_of
 
 GROUP = tl.constexpr(8)
@@ -266,6 +266,8 @@ def topk_encode_triton(
             f"backend 'triton' was requested, but topk_encode takes k up to {LIMIT:,} and products in float32, float16 "
             f"or bfloat16 there, got k {k:,} and {compute or x.dtype}: use backend 'torch'"
         )
-    values, idx = _select(x, W_enc, b_enc, k, weight, compute)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors are on
+        values, idx = _select(x, W_enc, b_enc, k, weight, compute)
     offsets = torch.arange(len(x) + 1, device=x.device) * k
-    return entries(x, W_enc, b_enc, values.view(-1), idx.view(-1), offsets).view_as(values).relu(), idx
+    pre = entries(x, W_enc, b_enc, values.view(-1), idx.view(-1), offsets, longest=k)
+    return pre.view_as(values).relu(), idx
