@@ -52,6 +52,8 @@ class ExtractConfig:
     """Precision on disk; int8 and float8_e4m3 take half of bfloat16's bytes, at an error that `store info` states."""
     device: str | None = None
     """cpu, cuda, ...; by default a GPU where there is one."""
+    compile: bool = False
+    """Compile each block of the model (torch.compile; on a CPU this needs a C++ compiler)."""
     seed: int = 0
     """Of the order in which batches are run."""
     keep_first: bool = False
@@ -132,7 +134,8 @@ def open_text(
         corpus = dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
     if model is None:
         last = max(config.parsed_sites())
-        model = HookedModel.load(config.model, upto=last, dtype=parse_dtype(config.dtype), device=config.device)
+        dtype = parse_dtype(config.dtype)
+        model = HookedModel.load(config.model, upto=last, dtype=dtype, device=config.device, compile=config.compile)
     bos = config.prepend_bos
     if bos is None:
         bos = model.preset.prepend_bos if model.preset is not None else False

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from interp.anatomy import Anatomy, ModelSpec
 from interp.attention_choice import attention_for
 from interp.chat import TokenBatch, adds_bos, to_tokens
+from interp.compiled import compile_blocks
 from interp.editing import Edit, Editing
 from interp.errors import InputError
 from interp.families import anatomy_of
@@ -68,10 +69,11 @@ class HookedModel:
         upto: Site | str | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        compile: bool = False,
     ) -> "HookedModel":
         """A model by preset, hub id, folder or GGUF file; with `upto`, only the layers a capture at that site runs.
 
-        `dtype=None` is bfloat16 where the device multiplies it, else float32.
+        `dtype=None` is bfloat16 where the device multiplies it, else float32; `compile`: see `interp.compiled`.
         """
         from interp.loading import load_hf
 
@@ -83,6 +85,8 @@ class HookedModel:
             dataclasses.replace(anatomy, spec=dataclasses.replace(anatomy.spec, n_layers=loaded.n_layers)),
         )
         model.name, model.revision, model.preset = loaded.name, loaded.revision, loaded.preset
+        if compile:
+            compile_blocks(model.anatomy, model.hf)
         return model
 
     @property
@@ -210,9 +214,8 @@ class HookedModel:
             )
         device = self.device
         ahead = device.type == "cuda"  # from pinned memory without a wait; the other direction would have to wait
-        tokens = tokens.to(device, non_blocking=ahead)
+        tokens = frame.enter(tokens.to(device, non_blocking=ahead))
         lengths = None if lengths is None else lengths.to(device, non_blocking=ahead)
-        tokens = frame.enter(tokens)
         known, attention = one_sequence_per_row(device), attention_for(self.anatomy.spec, self.hf, device)
         with self.running(Where.plain(tokens, lengths)), attention, known:
             out = self.hf(tokens, **self.anatomy.options)
