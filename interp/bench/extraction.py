@@ -1,8 +1,8 @@
 """Extraction timed: tokens per second to disk and to memory, what share of the ceiling that is, and what limits it.
 
-    share = tokens/s * FLOP/token / (FLOP/s of the same products, measured in the same round)
+    share = tokens/s * FLOP/token / (FLOP/s of the same products, measured just before and just after)
 
-Both runs of a round follow a fresh measurement of the ceiling, so that another program's load falls on both sides.
+A share is taken within a run, so that another program's load falls on both of its sides.
 Tokens are the real ones, never padding; operations are those the model needs for them (`interp.bench.flops`). A run to
 disk is a whole extraction: plan, shards, checksums, fsync, manifest. A run to memory stops where rows have arrived on
 the host, and drops them there.
@@ -53,7 +53,7 @@ class Run(NamedTuple):
     measured: Measured
     stages: Stages
     matmul: float
-    """Operations per second of the model's products, just before."""
+    """Operations per second of the model's products: the mean of just before and just after."""
 
 
 def time_extraction(
@@ -80,13 +80,15 @@ def time_extraction(
     runs: dict[Sink, list[Run]] = {sink: [] for sink in sinks}
     plan = _prepared(model, tokens, task, scratch)
     to_memory(plan, batches=2)  # whatever is loaded, compiled or allocated once
-    budget, matrices = plan.plan.token_budget, products(model.cfg)
+    ceiling = partial(matmul_rate, products(model.cfg), plan.plan.token_budget, model.dtype, model.device, seconds)
+    before = ceiling()
     for turn in range(repeats):
         for sink in sinks if turn % 2 == 0 else reversed(sinks):
-            rate = matmul_rate(matrices, budget, model.dtype, model.device, seconds)
             ready = _prepared(model, tokens, task, scratch)
             work = partial(to_memory, ready) if sink == "memory" else partial(ready.run, progress=False)
-            runs[sink].append(Run(measure(work, device=model.device), ready.stages, rate))
+            measured, after = measure(work, device=model.device), ceiling()
+            runs[sink].append(Run(measured, ready.stages, (before + after) / 2))
+            before = after
             shutil.rmtree(scratch, ignore_errors=True)
     facts = _facts(model, task, plan)
     return [_row(f"{name}, to {sink}", runs[sink], sink, facts, ceilings, tokeniser) for sink in sinks]
