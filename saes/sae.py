@@ -76,6 +76,11 @@ class SAE(nn.Module):
 
     def centred(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """What the encoder's weights are applied to: `x` in the SAE's dtype, without the decoder's bias."""
+        if x.ndim != 2:
+            raise InputError(
+                f"an SAE reads one row per token, (tokens, {self.config.d_in}); got {tuple(x.shape)}: x.reshape(-1, "
+                f"{self.config.d_in}) makes rows of it"
+            )
         if x.shape[-1] != self.config.d_in:
             where = self.config.metadata.get("hook_name")
             raise InputError(
@@ -95,11 +100,15 @@ class SAE(nn.Module):
 
     def decode(self, codes: Codes, x: Float[Tensor, "n d"] | None = None) -> Float[Tensor, "n out"]:
         """The reconstruction, in the SAE's own dtype; with a skip connection it needs the input `x` as well."""
+        if codes.n_features != self.config.d_sae:
+            raise InputError(f"these codes are of {codes.n_features} features, this SAE has {self.config.d_sae}")
         y = topk_decode(codes.values, codes.indices, self.W_dec, offsets=codes.offsets) + self.b_dec
         if not self.config.skip:
             return y
         if x is None:
             raise InputError("this transcoder has a skip connection: decode(codes, x) needs its input as well")
+        if len(x) != codes.n_tokens:
+            raise InputError(f"codes of {codes.n_tokens} tokens with the inputs of {len(x)}: give those they come from")
         return y + x.to(y.dtype) @ self.W_skip.T
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n out"]:

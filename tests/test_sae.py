@@ -1,6 +1,10 @@
 """`SAE` against a dense formula; its config, its folder, and what damaged or foreign files are told."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +198,38 @@ def test_activations_of_another_width_are_refused():
     sae = make(metadata={"hook_name": "blocks.3.hook_resid_post"})
     with pytest.raises(InputError, match=r"width 6 \(blocks.3.hook_resid_post\), got width 7: they come from another"):
         sae.encode(torch.zeros(2, 7))
+
+
+MISMATCHED = """
+import torch
+from interp.errors import InputError
+from saes.sae import SAE, SAEConfig
+shape = SAEConfig(d_in=4, d_sae=6, k=2, d_out=3, skip=True, apply_b_dec_to_input=False)
+sae = SAE.of_weights(shape, **{name: torch.zeros(sizes) for name, sizes in shape.shapes().items()})
+other = SAEConfig(d_in=4, d_sae=8, k=2)
+other = SAE.of_weights(other, **{name: torch.zeros(sizes) for name, sizes in other.shapes().items()})
+x = torch.zeros(5, 4)
+for wrong in (
+    lambda: sae.encode(x[0]),
+    lambda: sae(x[None]),
+    lambda: sae.decode(other.encode(x), x),
+    lambda: sae.decode(sae.encode(x), x[:2]),
+):
+    try:
+        wrong()
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_what_does_not_fit_is_named_where_no_shape_is_checked():
+    """Outside the tests annotations are not executed: the methods themselves have to refuse."""
+    root = Path(__file__).resolve().parents[1]
+    env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}"}
+    done = subprocess.run([sys.executable, "-c", MISMATCHED], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "an SAE reads one row per token, (tokens, 4); got (4,): x.reshape(-1, 4) makes rows of it",
+        "an SAE reads one row per token, (tokens, 4); got (1, 5, 4): x.reshape(-1, 4) makes rows of it",
+        "these codes are of 8 features, this SAE has 6",
+        "codes of 5 tokens with the inputs of 2: give those they come from",
+    ]
