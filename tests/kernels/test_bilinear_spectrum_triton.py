@@ -34,7 +34,7 @@ SMALL = dict(COLUMNS=16, ROWS=16, LEAST=16)
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="the guard watches the interpreter")
 
 # heads, d, e: one of one, d < e, d < 2e, more than a tile of columns, more than a piece of rows, both, no heads
-SHAPES = [(1, 1, 1), (2, 2, 5), (1, 7, 4), (2, 9, 3), (1, 20, 17), (3, 50, 3), (1, 50, 35), (0, 9, 2)]
+SHAPES = [(1, 1, 1), (2, 2, 5), (1, 7, 4), (2, 9, 3), (1, 20, 17), (3, 50, 3), (1, 18, 35), (0, 9, 2)]
 
 
 def guarded(seed: int | None = None):
@@ -106,7 +106,7 @@ def test_blocks_as_they_are(monkeypatch):
 
 
 def test_the_order_of_programs_changes_no_bit(small_blocks):
-    left, right = on_device(2, 50, 17)
+    left, right = on_device(2, 40, 3)
     results = []
     for seed in (None, 0, 1):
         with guarded(seed):
@@ -114,8 +114,14 @@ def test_the_order_of_programs_changes_no_bit(small_blocks):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (7, 4), (6, 3), (2, 3, 23, 5), (2, 0, 9, 2), (40, 17)], ids=str)
+@pytest.mark.parametrize(
+    "shape,dtype",
+    [
+        *((shape, torch.float32) for shape in [(1, 1), (2, 5), (7, 4), (6, 3), (2, 0, 9, 2), (40, 17)]),
+        *(((2, 2, 23, 3), dtype) for dtype in DTYPES),
+    ],
+    ids=str,
+)
 def test_spectra_match_the_definition(shape, dtype, small_blocks, monkeypatch):
     """Random factors: well conditioned, so that the Gram matrix costs nothing. One head at a time, and all at once."""
     left, right = on_device(*shape, dtype=dtype, seed=3)
@@ -171,7 +177,7 @@ def test_sums_are_added_in_float64(small_blocks):
 
 
 def test_gradients_are_those_of_the_definition(small_blocks):
-    for shape, dtype in (((2, 23, 3), torch.float32), ((5, 3), torch.float32), ((9, 2), torch.bfloat16)):
+    for shape, dtype in (((2, 17, 3), torch.float32), ((5, 3), torch.float32), ((9, 2), torch.bfloat16)):
         left, right = on_device(*shape, dtype=dtype, seed=5)
         found = []
         for backend in ("reference", "triton"):
@@ -195,11 +201,11 @@ def scattered(left: Tensor, right: Tensor) -> list[Tensor]:
 
 
 def test_tensors_that_are_not_contiguous(small_blocks):
-    left, right = scattered(*on_device(3, 40, 5, seed=6))
+    left, right = scattered(*on_device(2, 33, 5, seed=6))
     assert not left.is_contiguous() and left.stride() != right.stride()
     assert_grams(kernels, left, right, seed=3)
     assert_grams(kernels, left, left.flip(0).mT.contiguous().mT, seed=3)
-    assert_grams(kernels, left[:1].expand(3, 40, 5), left, seed=3)
+    assert_grams(kernels, left[:1].expand(2, 33, 5), left, seed=3)
     with use_backend("triton"):
         ours = bilinear_spectrum(left, right)
     for a, b in zip(ours, bilinear_spectrum(left, right), strict=True):
@@ -208,12 +214,12 @@ def test_tensors_that_are_not_contiguous(small_blocks):
 
 def test_neither_a_copy_nor_a_float64_of_the_factors():
     """Equal strides, whatever they are, are read in place; what is made are Gram matrices, whole and in pieces."""
-    left, right = (t.mT for t in on_device(2, 4, 1500))
+    left, right = (t.mT for t in on_device(2, 2, 600))
     watch = Allocated()
     under(watch, lambda: kernels.grams(left, right))
-    pieces = 1500 // kernels.LEAST
-    assert watch.above(0) and not watch.above(pieces * 2 * 8 * 8), watch.made
-    assert pieces * 2 * 8 * 8 < left.numel()
+    pieces = 600 // kernels.LEAST
+    assert watch.above(0) and not watch.above(pieces * 2 * 4 * 4), watch.made
+    assert pieces * 2 * 4 * 4 < left.numel()
 
 
 def test_asked_for_it_serves_or_says_why_not_and_auto_leaves_it(monkeypatch):
@@ -296,7 +302,7 @@ def compiled(name: str, capability: int, block: int, ones: tuple[str, ...] = ())
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("block", [16, 32, 64])
+@pytest.mark.parametrize("block", [16, 64])
 def test_compiles_without_a_gpu_to_float64_tensor_cores_and_no_atomics(block, capability):
     assert compiler_version() == triton.__version__
     for name in ("_partial_grams", "_summed_grams"):
@@ -368,7 +374,7 @@ def altered(folder: Path, old: str, new: str) -> ModuleType:
 
 def assert_sound(module: ModuleType) -> None:
     assert_grams(module, *scattered(*on_device(2, 33, 3, seed=7)), seed=1)
-    assert_grams(module, *on_device(1, 40, 17, seed=8), seed=1)
+    assert_grams(module, *on_device(1, 33, 17, seed=8), seed=1)
     assert_far_places_are_reached(module)
 
 

@@ -119,7 +119,7 @@ def bilinear_core(left: _Any, right: _Any) -> tuple[Float[Tensor, "*h p e"], Flo
 
 
 def gram_spectrum(gram: _Any) -> BilinearSpectrum:
-    """Both spectra (e and 2e values) from [left right]^T [left right], `*h 2e 2e`, which may be summed as rows stream by.
+    """Both spectra (e and 2e values) from [left right]^T [left right], `*h 2e 2e`, summed as rows stream by, say.
 
     Values below 1e-8 of |left| |right| are noise, however exact the sum was; it has no gradient.
     """
