@@ -5,8 +5,8 @@
     to disk     a whole extraction: shards, checksums, fsync, manifest
 
 Random weights of the real sizes (`interp.bench.shapes`), sequence 1,024, bfloat16, budgets of 8k, 16k and 32k tokens a
-batch. `ratio` is to "no sink", so 0.97 is a loss of three per cent. The share of the ceiling refers to the model's own
-products, measured in the same rounds.
+batch, and with blocks compiled (`interp.compiled`). `ratio` is to "no sink", so 0.97 is a loss of three per cent. The
+share of the ceiling refers to the model's own products, measured in the same rounds.
 """
 
 import statistics
@@ -22,6 +22,7 @@ from interp.bench import shapes
 from interp.bench.ceilings import Effort, measure_ceilings
 from interp.bench.extraction import Task, suited_tokens, time_extraction
 from interp.bench.flops import sequence_flops
+from interp.compiled import compile_blocks
 from interp.extract import prepare
 from interp.model import HookedModel
 from interp.pipeline import assemble
@@ -37,11 +38,14 @@ def run(bench: Bench) -> None:
 
 
 def items(bench: Bench, subjects: "Subjects") -> Iterator[Item]:
-    """Ceilings, extraction by budget, the hottest kernels."""
+    """Ceilings, extraction by budget, with compiled blocks, the hottest kernels."""
     first, *budgets = (32, 16, 64) if bench.small else (16_384, 32_768, 8192)
     for name in subjects.names:
         yield _item(bench, subjects, name, "ceilings", partial(ceilings, bench, subjects, name, first))
         yield _item(bench, subjects, name, f"budget {first}", partial(extraction, bench, subjects, name, first))
+    for name in subjects.names:
+        call = partial(extraction, bench, subjects, name, first, compiled=True)
+        yield _item(bench, subjects, name, f"compiled, budget {first}", call)
     for name in subjects.names:
         yield _item(bench, subjects, name, "profile", partial(profile, bench, subjects, name, first))
         for budget in budgets:
@@ -61,16 +65,18 @@ class Subjects:
         self.names = ("tiny-llama", "tiny-gemma2") if bench.small else ("llama-3.1-8b", "gemma-2-9b")
         self.length = 16 if bench.small else 1024
         self.dtype = "float32" if bench.small else "bfloat16"
-        self._models: dict[str, HookedModel] = {}
+        self._models: dict[tuple[str, bool], HookedModel] = {}
         self._tokens: dict[str, TokenFile] = {}
         self.rates: dict[str, float] = {}
 
-    def model(self, name: str) -> HookedModel:
-        """Up to its site."""
-        if name not in self._models:
+    def model(self, name: str, *, compiled: bool = False) -> HookedModel:
+        """Up to its site; compiled block by block (on a machine without a GPU only traced), or not."""
+        if (name, compiled) not in self._models:
             where = {"upto": shapes.default_site(name), "dtype": self.dtype, "device": self.bench.device}
-            self._models[name] = shapes.random_model(name, **where)
-        return self._models[name]
+            model = self._models[name, compiled] = shapes.random_model(name, **where)
+            if compiled:
+                compile_blocks(model.anatomy, model.hf, backend="eager" if self.bench.small else "inductor")
+        return self._models[name, compiled]
 
     def tokens(self, name: str) -> TokenFile:
         """Documents of the sequence's length, as many as take some seconds at the ceiling."""
@@ -89,7 +95,7 @@ class Subjects:
 def ceilings(bench: Bench, subjects: Subjects, name: str, budget: int) -> list[dict[str, Any]]:
     """What the machine can do at most: products, copies, disk."""
     small = {"repeats": 1, "seconds": 0.001, "copy_bytes": 1 << 20, "disk_bytes": 1 << 20}
-    effort = Effort(**small) if bench.small else Effort(repeats=3, disk_bytes=4 << 30)
+    effort = Effort(**small) if bench.small else Effort(repeats=3, disk_bytes=2 << 30)
     spec, dtype = shapes.spec_of(name), getattr(torch, subjects.dtype)
     found = measure_ceilings(spec, tokens=budget, dtype=dtype, device=bench.device, folder=bench.scratch, effort=effort)
     subjects.rates[name] = found["matmul"].median
@@ -100,9 +106,12 @@ def ceilings(bench: Bench, subjects: Subjects, name: str, budget: int) -> list[d
     ]
 
 
-def extraction(bench: Bench, subjects: Subjects, name: str, budget: int) -> list[dict[str, Any]]:
+def extraction(
+    bench: Bench, subjects: Subjects, name: str, budget: int, *, compiled: bool = False
+) -> list[dict[str, Any]]:
     """The three ways, each as often."""
-    model, tokens, site = subjects.model(name), subjects.tokens(name), shapes.default_site(name)
+    model, tokens, site = subjects.model(name, compiled=compiled), subjects.tokens(name), shapes.default_site(name)
+    of = "compiled, " * compiled + f"budget {budget}"
     task = Task(site=site, max_length=subjects.length, token_budget=budget)
     repeats = 1 if bench.small else 3
     bare = [without_sink(bench, model, tokens, task)]
@@ -113,12 +122,12 @@ def extraction(bench: Bench, subjects: Subjects, name: str, budget: int) -> list
     middle = statistics.median(bare)
     share = middle * found[0]["flops_per_token"] / statistics.median(found[0]["matmul"])
     row = {"value": middle, "low": min(bare), "high": max(bare), "unit": "tokens/s"}
-    rows = [{"variant": f"{NO_SINK}, budget {budget}", **row, "note": f"{share:.1%} of the ceiling of products"}]
+    rows = [{"variant": f"{NO_SINK}, {of}", **row, "note": f"{share:.1%} of the ceiling of products"}]
     for one in found:
         note = f"{one['share']['median']:.1%} of the ceiling; {one['limited_by']} limits; {one['batches']} batches"
         row = {"value": one["median"], "low": one["min"], "high": one["max"], "unit": "tokens/s", "detail": one}
         row |= {"ratio": one["median"] / middle, "against": NO_SINK, "peak_bytes": one["memory"].get("cuda_peak")}
-        rows.append({"variant": f"to {one['sink']}, budget {budget}", **row, "note": note})
+        rows.append({"variant": f"to {one['sink']}, {of}", **row, "note": note})
     return rows
 
 
@@ -148,8 +157,11 @@ def profile(bench: Bench, subjects: Subjects, name: str, budget: int) -> dict[st
         with torch.profiler.profile(activities=kinds) as seen:
             model.capture(batch, [site])
             bench.settle()
-    own = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
-    events = sorted(seen.key_averages(), key=lambda event: -getattr(event, own))
+    gpu = bench.device.type == "cuda"
+    own = "self_device_time_total" if gpu else "self_cpu_time_total"
+    # on a GPU an operation's entry repeats the time of the kernels it launched: the kernels' own entries alone count
+    kernels = [e for e in seen.key_averages() if not gpu or e.device_type == torch.autograd.DeviceType.CUDA]
+    events = sorted(kernels, key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in events) or 1.0
     hottest = [
         {"kernel": e.key, "calls": e.count, "ms": getattr(e, own) / 1000, "share": getattr(e, own) / total}
