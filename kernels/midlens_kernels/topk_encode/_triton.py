@@ -26,7 +26,7 @@ from midlens_kernels._triton_keys import highest, key_of, number_of
 
 GROUP = tl.constexpr(8)
 LISTED = 4 + 4 + 4 * 8  # bytes of a group in a list: its maximum, its first feature, its values
-LISTS = 2**28  # bytes of all lists of a launch
+LISTS = 2**29  # bytes of all lists of a launch, at most
 TOKENS = 4096  # of a launch, at most: with d 4096 in 16 bits x stays in the second-level cache while W_enc passes by
 LIMIT = 2048  # the largest k: of 8 k entries the second pass finds the k highest in registers
 
@@ -49,8 +49,11 @@ def tiles_for(n: int, f: int, k: int, dtype: torch.dtype, processors: int) -> Ti
     rows, features, depth, warps, stages = (128, 256, 64, 8, 3) if dtype.itemsize == 2 else (64, 64, 32, 4, 2)
     rows = min(rows, max(16, triton.next_power_of_2(n)))
     capacity = triton.next_power_of_2(k + 3 * features // 8)
-    most = max(1, 2**13 // capacity)  # the second pass reads the maxima of all lists of a token at once
-    splits = max(1, min(processors // triton.cdiv(n, rows), triton.cdiv(f, features), most))
+    tiles = triton.cdiv(n, rows)
+    most = min(
+        2**13 // capacity, LISTS // (LISTED * capacity * rows * tiles)
+    )  # the second pass reads 2^13 maxima at once
+    splits = max(1, min(processors // tiles, triton.cdiv(f, features), most))
     return Tiles(rows, features, depth, splits, capacity, min(rows, max(1, 2**11 // capacity)), warps, stages)
 
 
@@ -218,7 +221,7 @@ def _launch(
         n, f, d, k, per_split, tiles.splits, x.stride(0), x.stride(1), W_enc.stride(0), W_enc.stride(1),
         RANKED=weight is not None, WIDEN=isinstance(_candidates, InterpretedFunction),
         ROWS=tiles.rows, FEATURES=tiles.features, DEPTH=tiles.depth, CAPACITY=tiles.capacity, SHRUNK=tiles.shrunk,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        num_warps=tiles.warps, num_stages=tiles.stages,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     _merge[(n,)](
         maxima, firsts, values, counts, ranked, places, out, idx, f, k, tiles.splits,
@@ -237,17 +240,17 @@ def _select(
     x, W_enc, b_enc = (t.detach().to(compute or x.dtype) for t in (x, W_enc, b_enc))
     b_enc, weight = b_enc.contiguous(), None if weight is None else weight.contiguous()
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
-    tokens = _tokens(len(b_enc), k, x.dtype, processors)
+    tokens = _tokens(k, x.dtype)
     for start in range(0, len(x), tokens):
         part, out, places = (t[start : start + tokens] for t in (x, values, idx))
         _launch(part, W_enc, b_enc, k, weight, out, places, tiles_for(len(part), len(b_enc), k, x.dtype, processors))
     return values, idx
 
 
-def _tokens(f: int, k: int, dtype: torch.dtype, processors: int) -> int:
-    """Tokens of a launch: what `LISTS` has room for, in whole tiles."""
-    tiles = tiles_for(TOKENS, f, k, dtype, processors)
-    room = LISTS // (LISTED * tiles.splits * tiles.capacity)
+def _tokens(k: int, dtype: torch.dtype) -> int:
+    """Tokens of a launch: what `LISTS` has room for without splits, in whole tiles."""
+    tiles = tiles_for(TOKENS, 1, k, dtype, 1)
+    room = LISTS // (LISTED * tiles.capacity)
     return max(tiles.rows, min(TOKENS, room // tiles.rows * tiles.rows))
 
 
