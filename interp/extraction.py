@@ -80,6 +80,7 @@ class Extraction:
         folder = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         seconds = None
         if missing := self.missing:
+            self._begin()
             begun = time.perf_counter()
             with Feed(self._assemble) as feed:
                 feed.start(self._numbers(missing))
@@ -111,6 +112,9 @@ class Extraction:
             ledger.close(self.path)
         return ActivationStore.open(self.path)
 
+    def _begin(self) -> None:
+        self.runner.begin(int(self.plan.buckets.padded.max()))
+
     def _save_plan(self) -> None:
         known = self.part < len(self.found.plans)
         if not known or self.plan.splits != self.found.plans[self.part].splits:
@@ -130,7 +134,7 @@ class Extraction:
         missing = self.missing
         lengths = self.plan.buckets.windows.length
         left = sum(int(lengths[self._windows(shard)].sum()) for shard in missing)
-        self.runner.begin(int(self.plan.buckets.padded.max()))
+        self._begin()
         try:
             with (
                 bar(self.plan.n_tokens, "extract", done=self.plan.n_tokens - left, show=progress) as meter,
@@ -173,10 +177,8 @@ class Extraction:
         for computed in self._computed(missing, feed):
             with self.stages.timed("stall"):
                 writers.room()
-            sent = self.runner.send(computed) if computed.arrival is None else computed
-            writers.do(*self._steps(sink, sent))
-            first, stop = self.plan.buckets.span(computed.number)
-            update(int(self.plan.buckets.windows.length[first:stop].sum()))
+            writers.do(*self._steps(sink, self.runner.send(computed)))
+            update(int(self.plan.buckets.windows.length[slice(*self.plan.buckets.span(computed.number))].sum()))
         with self.stages.timed("stall"):
             writers.do(None, finish)
             writers.drain()  # the next shard begins when this one cannot be lost any more

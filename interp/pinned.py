@@ -1,6 +1,6 @@
 """From the device to the host without waiting: a fixed ring of pinned buffers, filled on a stream of its own.
 
-    send(rows of batch i)  ->  views of slot i mod SLOTS, being filled  ->  wait, use, release  ->  the next batch
+    send(rows of batch i)  ->  views of a free slot, being filled  ->  wait, use, release  ->  a later batch
 
 A slot is allocated once, for the largest batch there will be, and used again. Whoever sends makes sure that one is free
 (at most SLOTS batches under way): the ring never grows, and a host that cannot keep up holds up the device.
@@ -76,7 +76,6 @@ class PinnedRing:
     def __init__(self, transfers: Transfers, capacity: int) -> None:
         self.transfers, self.capacity = transfers, capacity
         self._slots = [_Slot() for _ in range(SLOTS)]
-        self._next = 0
 
     def send(
         self, groups: Mapping[str, Mapping[str, Tensor]], begun: Mark
@@ -86,9 +85,9 @@ class PinnedRing:
         `begun` is the device's mark from before these were computed. Those in the group `acts` have one row
         per row of the batch, others are as large in every batch.
         """
-        slot = self._slots[self._next]
-        assert slot.free, f"all {SLOTS} buffers are on their way: release the rows of an earlier batch first"
-        self._next, slot.free = (self._next + 1) % SLOTS, False
+        slot = next((slot for slot in self._slots if slot.free), None)
+        assert slot is not None, f"all {SLOTS} buffers are on their way: release the rows of an earlier batch first"
+        slot.free = False
         hosts: dict[str, dict[str, Tensor]] = {}
         pairs: list[tuple[Tensor, Tensor]] = []
         for group, tensors in groups.items():

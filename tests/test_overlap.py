@@ -175,16 +175,27 @@ def test_a_fixed_ring_of_buffers_is_reused_and_only_the_writer_waits(tmp_path, m
     count_calls(monkeypatch, torch.cuda, "synchronize", waiting)
     store = extraction.run(progress=False)
     monkeypatch.undo()
+    assert files_of(store.path) == files_of(plain.path)
     batches = len(extraction.plan.buckets)
     assert batches > 5 * SLOTS
     tensors = len(SITES) * (2 if dtype == "bfloat16" else 4)  # rows and a flag; with scales and errors
     assert len(device.buffers) == SLOTS * tensors
     assert device.waits == ["hash"] * batches
     assert not [call for call in waiting if call[0] == "MainThread"], waiting
-    assert files_of(store.path) == files_of(plain.path)
     seconds = extraction.stages.as_dict()
     assert seconds["forward"] == pytest.approx(4.0 * batches) and seconds["copy"] == pytest.approx(0.25 * batches)
     assert extraction.stages.limiting() == "forward"
+
+
+def test_the_plan_in_words_may_be_asked_for_twice(tmp_path):
+    file = token_file(tmp_path / "t", [30, 7, 16, 2, 9] * 9)
+    plain = extract(ToyModel(), file, SITES, tmp_path / "plain", **SMALL, progress=False)
+    model = ToyModel()
+    extraction = prepare(model, file, SITES, tmp_path / "s", **SMALL)
+    extraction.runner.transfers = FakeDevice()
+    assert "time" in extraction.describe() and "time" in extraction.describe()
+    assert files_of(extraction.run(progress=False).path) == files_of(plain.path)
+    assert model.passes == len(extraction.plan.buckets)
 
 
 def count_calls(monkeypatch, owner, name: str, calls: Counter) -> None:
