@@ -159,7 +159,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--only", nargs="+", default=[], help="items whose name begins so")
+    parser.add_argument("--only", nargs="+", default=[], help="items that begin so: a name, or more of it")
     parser.add_argument("--minutes", type=float, default=8.0, help="for each part")
     parser.add_argument("--cpu", action="store_true", help="tiny shapes on the CPU, also where there is a GPU")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu.json", help="runs are added to it")

@@ -64,7 +64,7 @@ class Bench:
     small: bool
     """Tiny shapes, for machines without a GPU."""
     only: tuple[str, ...] = ()
-    """Names that items must begin with; empty: all."""
+    """Beginnings of items' keys; empty: all."""
     device_name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Bench:
 
     def run(self, items: Iterable[Item]) -> None:
         """All items for which there is time, each with its rows; what died before is named, not repeated."""
-        chosen = [item for item in items if not self.only or item.name.startswith(self.only)]
+        chosen = [item for item in items if not self.only or item.key.startswith(self.only)]
         state = self.record.part(self.part)
         state["planned"] += [item.key for item in chosen if item.key not in state["planned"]]
         self.record.save()
