@@ -128,8 +128,9 @@ class TrainConfig(Schedules):
     """Part of the steps over which the learning rate rises linearly from 0."""
     decay: float = 0.2
     """Last part of the steps, over which it falls linearly to 0."""
-    clip: float = 1.0
-    """Largest norm of the gradient; the loss is a fraction of the variance."""
+    clip: float = 0.03
+    """Largest norm of the gradient; the loss is a fraction of the variance. So small that every step counts alike: else
+    batches with a few rows of large norm lead."""
     aux_weight: float | None = None
     """Weight of the auxiliary loss that revives dead features; 0 leaves it out. By default 0.2 in the topk family and
     in jumprelu that aims at k (with 1/32, as in Gao et al., many more stay dead in short runs), else 0."""
