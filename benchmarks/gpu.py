@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     if o.child:
         work(o)
         return 0
-    record = Record.new_run(o.out, sys.argv[1:] if argv is None else argv)
+    named = {"parts": o.parts, "only": o.only, "minutes": o.minutes, "cpu": o.cpu}
+    record = Record.new_run(o.out, named)
     o.run = record.run
     status = 0
     try:
@@ -151,6 +152,7 @@ def work(o: argparse.Namespace) -> None:
     device = torch.device("cuda" if gpu else "cpu")
     record = Record(o.out, o.run)
     record.this_run["environment"] = environment(PACKAGES, device=device)
+    del record.this_run["environment"]["arguments"]  # of this process; the run's own stand beside it
     bench = Bench(o.child, record, deadline, device, Path(o.scratch), small=not gpu, only=tuple(o.only))
     importlib.import_module(f"benchmarks.gpu_{o.child}").run(bench)
 

@@ -11,7 +11,7 @@ Nothing here needs torch.
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -50,12 +50,12 @@ class Record:
         self.content: dict[str, Any] = load(path)
 
     @classmethod
-    def new_run(cls, path: Path, arguments: Sequence[str]) -> "Record":
+    def new_run(cls, path: Path, arguments: Mapping[str, Any]) -> "Record":
         """A further run in the file: what is there is kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
         record = cls(path, len(load(path)["runs"]))
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        record.content["runs"].append({"started": started, "arguments": list(arguments), "parts": {}})
+        record.content["runs"].append({"started": started, "arguments": dict(arguments), "parts": {}})
         record.save()
         return record
 

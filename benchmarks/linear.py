@@ -40,12 +40,13 @@ COSTS = ("plan_seconds", "run_seconds", "run_cpu_seconds")
 
 def main() -> None:
     """Run every ladder, print, save after every run."""
-    o = arguments()
+    o = read_arguments()
     torch.set_num_threads(o.threads)
     record: dict[str, Any] = json.loads(o.out.read_text()) if o.out.exists() else {"model": MODEL, "ladders": {}}
     for site in o.sites:
         runs = list[dict[str, Any]]()
-        facts = environment(("torch", "numpy", "midlens"))
+        arguments = {name: value for name, value in vars(o).items() if not isinstance(value, Path | None)}
+        facts = {**environment(("torch", "numpy", "midlens")), "arguments": arguments}
         for run in ladder(site, o):
             runs.append(run)
             print(line(run), flush=True)
@@ -145,7 +146,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def arguments() -> argparse.Namespace:
+def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", nargs="+", default=list(SITES), help="one ladder each")

@@ -32,7 +32,7 @@ ALLOWED = {"torch", "triton", "transformers", "safetensors", "numpy", "jaxtyping
 
 
 def bench(tmp_path, *, seconds: float = 1e9, part: str = "checks") -> Bench:
-    record = Record.new_run(tmp_path / "out.json", [])
+    record = Record.new_run(tmp_path / "out.json", {})
     record.this_run["environment"] = {"commit": None}
     return Bench(part, record, Deadline(seconds), CPU, tmp_path, small=True)
 
@@ -127,7 +127,7 @@ def test_a_kernel_is_checked_before_it_is_timed_alone(tmp_path, monkeypatch):
     row = {"name": "topk_decode", "shape": "", "dtype": "", "variant": "triton: values and gradients", "device": "cpu"}
     at_work.record.this_run["environment"] = {"commit": "old"}
     at_work.record.add("checks", "old", **row)
-    now = Record.new_run(at_work.record.path, [])
+    now = Record.new_run(at_work.record.path, {})
     now.this_run["environment"] = {"commit": "new"}
     at_work.record = now
     from benchmarks.gpu_checks import why_not_timed
