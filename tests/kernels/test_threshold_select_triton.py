@@ -250,7 +250,7 @@ FAULTS = {
         ("mask=at < n, other=0), at < n, prefix", "mask=at < n + 1, other=0), at < n, prefix"),
         ANY[1:2],
     ),
-    "digits not added": (('sem="relaxed"', 'sem="relaxed") if start < 0 else (0'), ANY),
+    "digits not added": (('sem="relaxed"', 'sem="relaxed") if start < 0 else (0'), (*ANY, "size of tensor")),
     "rank of the second digit": (("rank -= tl.sum", "rank -= 0 * tl.sum"), ANY),
     "bound rounded up": ((">> 16 >= prefix)", ">> 16 > prefix)"), ANY),
     "ties all kept": (("<= room, equal, 0)", "<= room + 1, equal, 0)"), ANY),

@@ -7,7 +7,8 @@ multiplied. The order of the k is not defined, nor is which of equal values is t
 `W_enc` has the shape `d f`; it is fast where its *transpose* is contiguous (features as rows), which is how `saes.SAE`
 stores it. `compute` is the dtype of the dense product only; results and gradients have that of x. Cost: one
 `n d x d f` product and a selection, in chunks of tokens, so that at most 2^24 pre-activations exist at a time; the
-backward pass touches only the n k entries chosen: O(n k d). `W_enc`'s gradient is dense.
+backward pass touches only the n k entries chosen: O(n k d). `W_enc`'s gradient is dense. The Triton kernel (k up to
+2,048; products in float32, float16 or bfloat16) keeps no pre-activations but lists of the best, at most 512 MiB.
 """
 
 import torch
