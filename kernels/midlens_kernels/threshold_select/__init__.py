@@ -8,8 +8,8 @@ gradient. Which of equal values is taken is not defined. Bussmann et al. 2024, h
 
 `W_enc` has the shape `d f` and is fast where its *transpose* is contiguous. `compute` is the dtype of the dense product
 only. Cost: one `n d x d f` product and an exact selection without sorting, in chunks of tokens, so that at most 2^24
-pre-activations exist at a time. No shape depends on the data and nothing waits for the device. Backward: O(count d). The
-Triton kernels select from chunks of 2^27.
+pre-activations exist at a time. No shape depends on the data and nothing waits for the device. Backward: O(count d).
+The Triton kernels select from chunks of 2^27.
 """
 
 import torch
