@@ -13,8 +13,8 @@ FOLDERS = {name: ROOT / ("kernels/midlens_kernels" if name == "midlens_kernels" 
 # Inside interp, the order of the design: a file may import those above it. Files not named are helpers of one of them
 # and are held to the absence of cycles.
 INTERP_ORDER = (
-    "axes stats loop sites anatomy model loading parity corpus batching store extract bench lens effects moments probes "
-    "patching judges steering attention sudoku figures page"
+    "axes stats loop sites anatomy model loading parity corpus batching store extract bench lens effects moments "
+    "probes patching judges steering attention sudoku figures page"
 ).split()
 SAES_ORDER = "codes activations sae interop losses train bench evaluate examples primitives report".split()
 
