@@ -44,9 +44,13 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_for(n: int, f: int, k: int, dtype: torch.dtype, processors: int) -> Tiles:
-    """One program per multiprocessor: an accumulator of 128 x 256 fills half its registers, so no second one fits."""
+def tiles_for(n: int, f: int, k: int, dtype: torch.dtype, processors: int, *, wide: bool = True) -> Tiles:
+    """One program per multiprocessor: an accumulator of 128 x 256 fills half its registers, so no second one fits.
+
+    `wide` is for compute capability 9 and more: for 8.0 Triton 3.6 keeps such an accumulator out of the registers.
+    """
     rows, features, depth, warps, stages = (128, 256, 64, 8, 3) if dtype.itemsize == 2 else (64, 64, 32, 4, 2)
+    features = features if wide else min(features, 128)
     rows = min(rows, max(16, triton.next_power_of_2(n)))
     capacity = triton.next_power_of_2(k + 3 * features // 8)
     tiles = triton.cdiv(n, rows)
@@ -239,11 +243,13 @@ def _select(
     idx = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     x, W_enc, b_enc = (t.detach().to(compute or x.dtype) for t in (x, W_enc, b_enc))
     b_enc, weight = b_enc.contiguous(), None if weight is None else weight.contiguous()
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
+    device = torch.cuda.get_device_properties(x.device) if x.is_cuda else None
+    processors, wide = (device.multi_processor_count, device.major >= 9) if device else (132, True)
     tokens = _tokens(k, x.dtype)
     for start in range(0, len(x), tokens):
         part, out, places = (t[start : start + tokens] for t in (x, values, idx))
-        _launch(part, W_enc, b_enc, k, weight, out, places, tiles_for(len(part), len(b_enc), k, x.dtype, processors))
+        tiles = tiles_for(len(part), len(b_enc), k, x.dtype, processors, wide=wide)
+        _launch(part, W_enc, b_enc, k, weight, out, places, tiles)
     return values, idx
 
 
