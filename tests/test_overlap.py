@@ -179,7 +179,8 @@ def test_a_fixed_ring_of_buffers_is_reused_and_only_the_writer_waits(tmp_path, m
     batches = len(extraction.plan.buckets)
     assert batches > 5 * SLOTS
     tensors = len(SITES) * (2 if dtype == "bfloat16" else 4)  # rows and a flag; with scales and errors
-    assert len(device.buffers) == SLOTS * tensors
+    used, left = divmod(len(device.buffers), tensors)  # a slot gets its buffers when it is first needed
+    assert 1 <= used <= SLOTS and not left
     assert device.waits == ["hash"] * batches
     assert not [call for call in waiting if call[0] == "MainThread"], waiting
     seconds = extraction.stages.as_dict()
