@@ -2,20 +2,22 @@
 
     python benchmarks/extraction.py [--tokens 8192] [--repeats 5]
 
-SmolLM2-135M, residual stream after block 15, CPU, float32, on (a) equal-length and (b) natural mixed-length documents.
-Each contestant is checked first, row by row, against the bare truncated forward; one that deviates gets no number. Then
-all take turns, `--repeats` times round, each round beginning with the next one. Throughput counts real tokens, never
-padding. Ratios are taken within a round, where the machine was equally busy; the table gives median, smallest, largest.
+SmolLM2-135M, residual stream after block 15, CPU, float32 (and bfloat16 where the CPU multiplies it), on (a)
+equal-length and (b) natural mixed-length documents. Each contestant is checked first, row by row, against the bare
+truncated forward; one that deviates gets no number. Then all take turns, `--repeats` times round, each round beginning
+with the next one. Throughput counts real tokens, never padding. Ratios are taken within a round, where the machine was
+equally busy, to the bare forward of the same dtype; the table gives median, smallest, largest.
 """
 
 import argparse
+import copy
 import json
 import logging
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from benchmarks.contestants import Contestant
 from benchmarks.workloads import Workload, workloads
 from interp.bench.measure import ROOT, Measured, environment, measure, spread
 from interp.loading import load_hf
+from interp.precision import cpu_has_bfloat16
 
 MODEL = "smollm2-135m"
 BARE = "bare truncated HF forward"
@@ -102,6 +105,7 @@ def enter(hf: Any, tokenizer: Any, folder: Path, only: Sequence[str]) -> list[Co
         ),
         lambda: who.in_memory("nnsight, tracer.stop()", who.nnsight(hf), "padded"),
         lambda: who.sae_lens(folder / "model", hf),
+        *(in_bfloat16(hf, tokenizer) if cpu_has_bfloat16() else ()),
     ]
     field = []
     for way in ways:
@@ -110,6 +114,20 @@ def enter(hf: Any, tokenizer: Any, folder: Path, only: Sequence[str]) -> list[Co
         except ImportError as error:
             print(f"left out: {error}", file=sys.stderr)
     return [c for c in field if not only or c.name.startswith((BARE, *only))]
+
+
+def in_bfloat16(hf: Any, tokenizer: Any) -> list[Callable[[], Contestant]]:
+    """Once more on a cast copy, for CPUs that multiply bfloat16, as `HookedModel.load` does there unasked."""
+    half = copy.deepcopy(hf).to(torch.bfloat16)
+    bare, same = who.bare(half), {"computes": "bfloat16"}
+    lens = "transformer-lens, stop_at_layer, bfloat16"
+    return [
+        lambda: who.in_memory(f"{BARE}, exact-length batches, bfloat16", bare, "exact", **same),
+        lambda: who.in_memory(f"{BARE}, sorted by length, padded, bfloat16", bare, "padded", **same),
+        lambda: who.midlens(half, tokenizer, store_dtype="bfloat16"),
+        lambda: who.in_memory(lens, who.transformer_lens(half, tokenizer, stop=True), "padded", **same),
+        lambda: who.in_memory("nnsight, tracer.stop(), bfloat16", who.nnsight(half), "padded", **same),
+    ]
 
 
 def compete(field: Sequence[Contestant], workload: Workload, folder: Path, repeats: int) -> dict[str, Any]:
@@ -143,7 +161,7 @@ def check(field: Sequence[Contestant], workload: Workload, folder: Path) -> tupl
             packed = contestant.batches == "packed"
             rows = rows[: workload.n_packed] if packed else rows
             reference = truth.setdefault(packed, rows)
-            problem = deviation(rows, reference, contestant.tolerance)
+            problem = deviation(rows, reference, contestant)
         except Exception as error:  # a rival may fail in any way; its row is then missing, the others are not
             problem = f"{type(error).__name__}: {error}"
         if problem:
@@ -154,15 +172,21 @@ def check(field: Sequence[Contestant], workload: Workload, folder: Path) -> tupl
     return passed, refused
 
 
-def deviation(rows: Tensor, reference: Tensor, tolerance: float) -> str | None:
-    """What is wrong with `rows` "n d", if anything: each entry must agree relative to the largest of its row."""
+def deviation(rows: Tensor, reference: Tensor, contestant: Contestant) -> str | None:
+    """What is wrong with `rows` "n d", if anything: entries must agree relative to the largest of their row.
+
+    All rows in float32, 99 % of them in bfloat16 (see `contestants.BFLOAT16_TOLERANCE`).
+    """
     if rows.shape != reference.shape:
         return f"{tuple(rows.shape)} rows instead of {tuple(reference.shape)}"
-    relative = ((rows - reference).abs().amax(1) / reference.abs().amax(1)).max().item()
-    if relative <= tolerance:  # NaN is not
+    relative = (rows - reference).abs().amax(1) / reference.abs().amax(1)
+    part = 1.0 if contestant.computes == "float32" else 0.99
+    worst = float(relative.double().quantile(part))
+    if worst <= contestant.tolerance:  # NaN is not
         return None
     return (
-        f"rows deviate from the bare forward by up to {relative:.3g} of their largest entry (allowed: {tolerance:.3g})"
+        f"{part:.0%} of the rows deviate from the bare forward by up to {worst:.3g} of their largest entry "
+        f"(allowed: {contestant.tolerance:.3g})"
     )
 
 
@@ -174,19 +198,24 @@ def summarise(
         c.name: [(workload.n_packed if c.batches == "packed" else workload.n_tokens) / m.seconds for m in times[c.name]]
         for c in field
     }
-    same_documents = [c.name for c in field if c.name.startswith(BARE) and c.batches != "packed"]
-    ceiling = max(same_documents, key=lambda name: spread(speed[name])["median"])
+    ceilings: dict[str, str] = {}  # by the dtype of computation
+    for c in field:
+        if c.name.startswith(BARE) and c.batches != "packed":
+            best = ceilings.setdefault(c.computes, c.name)
+            ceilings[c.computes] = max(best, c.name, key=lambda name: spread(speed[name])["median"])
     table = []
     for c in field:
         rises = [m.rss_rise for m in times[c.name] if m.rss_rise is not None]
-        row: dict[str, Any] = {"name": c.name, "stores": c.stores, "batches": c.batches}
+        row: dict[str, Any] = {"name": c.name, "computes": c.computes, "stores": c.stores, "batches": c.batches}
         row["tokens_per_second"] = {**spread(speed[c.name]), "all": speed[c.name]}
-        for title, base in (("ratio_to_bare", ceiling), ("ratio_to_full", FULL)):
+        bases = [("ratio_to_bare", ceilings.get(c.computes)), ("ratio_to_full", FULL)]
+        bases += [(f"ratio_to: {rival.name}", rival.name) for rival in field if c.name.startswith("midlens")]
+        for title, base in bases:
             if base in speed:
                 row[title] = spread([mine / theirs for mine, theirs in zip(speed[c.name], speed[base], strict=True)])
         row["cpu_seconds"] = spread([m.cpu_seconds for m in times[c.name]])
         row["peak_rss_rise_mib"] = round(max(rises) / 2**20) if rises else None
-        row["is_ceiling"] = c.name == ceiling
+        row["is_ceiling"] = c.name in ceilings.values()
         table.append(row)
     return table
 
