@@ -1,0 +1,69 @@
+"""Measures of heads against depth: the median of each layer's heads in a band from lower to upper quartile."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from interp.errors import InputError
+from interp.figures.attention_style import LEGEND, Rows, add_level, by_layer, has, log_axis, look, soft
+from interp.figures.style import blank
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+
+def depth_plot(
+    rows: Rows,
+    series: Mapping[str, str],
+    *,
+    y_title: str,
+    log: bool = False,
+    level: tuple[float, str] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> "plotly.graph_objects.Figure":
+    """`series` are names of columns by what they are called; those without a number in `rows` are left out.
+
+    `level` is a dashed horizontal line with its name, such as a bound; `bounds` fixes the y axis.
+    """
+    shown = {name: by_layer(rows, held) for name, held in series.items() if has(rows, held)}
+    if not shown:
+        raise InputError(f"none of the columns {', '.join(series.values())} holds a number")
+    figure = blank(xaxis_title="layer", yaxis_title=y_title, showlegend=True, legend=LEGEND, height=330)
+    for number, (name, found) in enumerate(shown.items()):
+        colour, dash, symbol = look(name, number)
+        layers = list(found)
+        band = {
+            "x": [*layers, *layers[::-1]],
+            "y": [*(q.low for q in found.values()), *(q.high for q in reversed(found.values()))],
+        }
+        figure.add_scatter(
+            **band,
+            fill="toself",
+            fillcolor=soft(colour, 0.13),
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+        )
+        figure.add_scatter(
+            x=layers,
+            y=[q.median for q in found.values()],
+            customdata=[(q.low, q.high) for q in found.values()],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            line={"color": colour, "width": 1.8, "dash": dash},
+            marker={"symbol": symbol, "size": 5.5, "color": colour},
+            hovertemplate=f"layer %{{x}} · {name}<br>median %{{y:.4g}}, quartiles %{{customdata[0]:.4g}} to "
+            "%{customdata[1]:.4g}<extra></extra>",
+        )
+    ends = [value for found in shown.values() for q in found.values() for value in q]
+    if level is not None:
+        ends.append(level[0])
+        layers = sorted({layer for found in shown.values() for layer in found})
+        add_level(figure, (layers[0], layers[-1]), *level)
+    if bounds is not None:
+        figure.update_yaxes(range=list(bounds))
+    elif log and min(ends) > 0:
+        figure.update_yaxes(**log_axis(min(ends), max(ends)))
+    return figure
