@@ -65,13 +65,13 @@ class Result:
 
 
 def extracted(folder: Path, site: Site) -> tuple[ActivationStore, ActivationStore]:
-    """SmolLM2 over the built-in corpus, once."""
+    """SmolLM2 over the built-in corpus, once; float32 computation, so that rows do not depend on the machine."""
     from interp.corpus import read_corpus, split
     from interp.extract import extract
     from interp.model import HookedModel
     from interp.tokenfile import tokenize
 
-    model = HookedModel.load("smollm2-135m", upto=site)
+    model = HookedModel.load("smollm2-135m", upto=site, dtype="float32")
     stores = []
     for name, corpus, most in zip(("train", "held_out"), split(read_corpus("builtin")), (200_000, 30_000), strict=True):
         tokens = tokenize(corpus, model.tokenizer, folder / "tokens" / name, max_tokens=most)
