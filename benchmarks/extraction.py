@@ -76,7 +76,7 @@ def main() -> None:
         )
         field = enter(loaded.hf, loaded.tokenizer, folder, args.only)
         for workload in every:
-            record["workloads"][workload.name] = compete(field, workload, folder, args.repeats)
+            record["workloads"][workload.name] = compete(field, workload, folder, args.repeats, args.computes)
     record["load_average_at_the_end"] = os.getloadavg()
     print(json.dumps(record["environment"], indent=1))
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,10 +130,13 @@ def in_bfloat16(hf: Any, tokenizer: Any) -> list[Callable[[], Contestant]]:
     ]
 
 
-def compete(field: Sequence[Contestant], workload: Workload, folder: Path, repeats: int) -> dict[str, Any]:
-    """One workload: check everybody, then time those who passed, taking turns."""
+def compete(
+    field: Sequence[Contestant], workload: Workload, folder: Path, repeats: int, computes: Sequence[str]
+) -> dict[str, Any]:
+    """One workload: check everybody, then time those who passed and compute in a dtype of `computes`, taking turns."""
     print(f"\n## {workload.name}: {json.dumps(workload.describe())}\n", flush=True)
     passed, refused = check(field, workload, folder)
+    passed = [c for c in passed if c.computes in computes]
     times: dict[str, list[Measured]] = {c.name: [] for c in passed}
     for turn in range(repeats):
         shift = turn % len(passed)
@@ -253,6 +256,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
     parser.add_argument(
         "--only", nargs="*", default=[], help="beginnings of contestants' names; the bare forwards always run"
+    )
+    parser.add_argument(
+        "--computes", nargs="+", default=["float32", "bfloat16"], help="time these dtypes only; all are checked"
     )
     parser.add_argument(
         "--scratch", type=Path, help="folder for what is written (default: the system's temporary folder)"
