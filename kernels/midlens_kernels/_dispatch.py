@@ -41,8 +41,11 @@ def use_backend(backend: Backend | str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def backend_for(op: str, *tensors: Tensor) -> Literal["reference", "torch", "triton"]:
-    """The implementation of `op` for this call; raises `RuntimeError` where the one asked for cannot take it."""
+def backend_for(op: str, *tensors: Tensor, no_triton: str | None = None) -> Literal["reference", "torch", "triton"]:
+    """The implementation of `op` for this call; raises `RuntimeError` where the one asked for cannot take it.
+
+    `no_triton`: why the Triton kernel cannot take it, as far as that does not show in the tensors.
+    """
     requested = _requested.get()
     if requested == "reference":
         return "reference"
@@ -55,7 +58,7 @@ def backend_for(op: str, *tensors: Tensor) -> Literal["reference", "torch", "tri
     if requested == "torch" and why:
         raise RuntimeError(f"backend 'torch' was requested, but {why}")
     if requested == "triton" or (requested == "auto" and op in FASTER):
-        why_no_triton = why or _no_triton(op, *tensors)
+        why_no_triton = why or _no_triton(op, *tensors) or no_triton
         if requested == "triton" and why_no_triton:
             raise RuntimeError(f"backend 'triton' was requested, but {why_no_triton}")
         if why_no_triton is None:
@@ -74,6 +77,15 @@ def _no_triton(op: str, *tensors: Tensor) -> str | None:
     off = [tensor.device.type for tensor in tensors if tensor.device.type != "cuda"]
     if off and os.environ.get("TRITON_INTERPRET") != "1":
         return f"a tensor is on {off[0]}: Triton needs a GPU, or TRITON_INTERPRET=1 from the start of the process"
+    return None
+
+
+def beyond_triton(what: str, value: int, limit: int, product: torch.dtype) -> str | None:
+    """Why an encoder's Triton kernel, which takes `what` up to `limit`, cannot take this call, or None."""
+    if value > limit:
+        return f"its kernel takes {what} up to {limit:,}, got {value:,}: use backend 'torch'"
+    if product not in _TRITON_DTYPES:
+        return f"its kernel takes products in float32, float16 or bfloat16, got {product}: use backend 'torch'"
     return None
 
 

@@ -218,16 +218,6 @@ def test_nothing_waits_for_the_device(monkeypatch):
     assert len(made) > 20 and acts.shape == idx.shape == (20,) and offsets.shape == (6,)
 
 
-def test_what_it_refuses():
-    (x, W, b, _), _ = inputs(2, 4, 3)
-    with pytest.raises(
-        RuntimeError, match=r"products in float32, float16 or bfloat16 there.*torch\.float64: use backend"
-    ):
-        ours(x, W, b, 2, compute=torch.float64)
-    with pytest.raises(RuntimeError, match=r"takes counts up to 1,073,741,824"):
-        kernel.threshold_select_triton(x, W.T, b, 2**30 + 1)
-
-
 @interpreted
 def test_entries_past_two_to_the_31():
     """The last row of a chunk of 2^31 pre-activations and more: its keys, of a handful of touched pages."""

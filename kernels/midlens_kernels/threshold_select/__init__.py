@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from midlens_kernels._dispatch import backend_for, check_compute
+from midlens_kernels._dispatch import backend_for, beyond_triton, check_compute
 from midlens_kernels.threshold_select.cpu import threshold_select_cpu
 from midlens_kernels.threshold_select.reference import threshold_select_reference
+
+LIMIT = 2**30  # the largest count of the Triton kernel: its ranks are 32-bit integers
 
 
 def threshold_select(
@@ -37,7 +39,8 @@ def threshold_select(
         size = f"{len(x)} tokens times {len(b_enc)} features"
         raise ValueError(f"count must lie between 0 and the number of pre-activations ({size}), got {count}")
     weight = None if weight is None else weight.detach()
-    match backend_for("threshold_select", x, W_enc, b_enc):
+    no_triton = beyond_triton("count", count, LIMIT, compute or x.dtype)
+    match backend_for("threshold_select", x, W_enc, b_enc, no_triton=no_triton):
         case "reference":
             select = threshold_select_reference
         case "torch":

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from midlens_kernels._triton_entries import entries
 from midlens_kernels._triton_keys import key_of
+from midlens_kernels.threshold_select import LIMIT
 
 CHUNK = 2**27  # pre-activations alive at a time: 1,024 tokens of width 131,072, 256 MiB in 16 bits
 GROUP = 64  # neighbours with one maximum: 128 bytes in 16 bits, a line of the cache
 GROUPS = 32  # that a program looks at together
 FLAT = 2048  # keys of a list that a program looks at together
 PROGRAMS = 8  # per multiprocessor, where each loops over what the others leave
-LIMIT = 2**30  # the largest count: ranks are 32-bit integers
 
 
 @triton.jit
@@ -306,11 +306,7 @@ def threshold_select_triton(
     compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " bags"]]:
     """Encode tokens to `count` entries; pre-activations live only for one chunk, and nothing waits for the device."""
-    if count > LIMIT or (compute or x.dtype) not in (torch.float32, torch.float16, torch.bfloat16):
-        raise RuntimeError(
-            f"backend 'triton' was requested, but threshold_select takes counts up to {LIMIT:,} and products in "
-            f"float32, float16 or bfloat16 there, got {count:,} and {compute or x.dtype}: use backend 'torch'"
-        )
+    assert count <= LIMIT, "what is beyond the limit is refused before"
     f = len(b_enc)
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors are on
         values, places = _select(x, W_enc, b_enc, count, weight, kept, compute)

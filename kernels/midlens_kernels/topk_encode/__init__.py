@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from midlens_kernels._dispatch import backend_for, check_compute
+from midlens_kernels._dispatch import backend_for, beyond_triton, check_compute
 from midlens_kernels.topk_encode.cpu import topk_encode_cpu
 from midlens_kernels.topk_encode.reference import topk_encode_reference
+
+LIMIT = 2048  # the largest k of the Triton kernel: of 8 k entries its second pass finds the k highest in registers
 
 
 def topk_encode(
@@ -34,7 +36,8 @@ def topk_encode(
     if not 1 <= k <= len(b_enc):
         raise ValueError(f"k must lie between 1 and the number of features ({len(b_enc)}), got {k}")
     weight = None if weight is None else weight.detach()
-    match backend_for("topk_encode", x, W_enc, b_enc):
+    no_triton = beyond_triton("k", k, LIMIT, compute or x.dtype)
+    match backend_for("topk_encode", x, W_enc, b_enc, no_triton=no_triton):
         case "reference":
             encode = topk_encode_reference
         case "torch":

@@ -23,12 +23,12 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from midlens_kernels._triton_entries import entries
 from midlens_kernels._triton_keys import highest, key_of, number_of
+from midlens_kernels.topk_encode import LIMIT
 
 GROUP = tl.constexpr(8)
 LISTED = 4 + 4 + 4 * 8  # bytes of a group in a list: its maximum, its first feature, its values
 LISTS = 2**29  # bytes of all lists of a launch, at most
 TOKENS = 4096  # of a launch, at most: with d 4096 in 16 bits x stays in the second-level cache while W_enc passes by
-LIMIT = 2048  # the largest k: of 8 k entries the second pass finds the k highest in registers
 
 
 class Tiles(NamedTuple):
@@ -270,11 +270,7 @@ def topk_encode_triton(
     compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
     """Encode tokens; of the pre-activations only groups above their token's bar leave the registers."""
-    if k > LIMIT or (compute or x.dtype) not in (torch.float32, torch.float16, torch.bfloat16):
-        raise RuntimeError(
-            f"backend 'triton' was requested, but topk_encode takes k up to {LIMIT:,} and products in float32, float16 "
-            f"or bfloat16 there, got k {k:,} and {compute or x.dtype}: use backend 'torch'"
-        )
+    assert k <= LIMIT, "what is beyond the limit is refused before"
     with torch.cuda.device_of(x):  # Triton launches on the current device, whatever the tensors are on
         values, idx = _select(x, W_enc, b_enc, k, weight, compute)
     offsets = torch.arange(len(x) + 1, device=x.device) * k
