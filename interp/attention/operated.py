@@ -38,6 +38,7 @@ from interp.taps import Tap, tap_of
 _CACHES = ("past_key_values", "layer_past", "past_key_value")
 
 
+@torch.no_grad()
 def kernel_bases(model: HookedModel, layers: list[int] | None = None) -> dict[int, Basis]:
     """Bases of the weight kernels (norm folded, biases in), by layer; for surgery at the kernel level."""
     chosen = range(model.loaded_layers) if layers is None else layers
