@@ -62,6 +62,11 @@ def batches_of(
     kept: list[Batch] = []
     room = max_tokens
     for batch in source:
+        if not isinstance(batch, Batch):
+            raise InputError(
+                f"tokens hold a {type(batch).__name__}: expected a tensor (sequences, positions) with its lengths, a "
+                "TokenFile, or an iterable of interp.batching.Batch"
+            )
         if room is not None:
             before = batch.lengths.cumsum(0) - batch.lengths
             batch = Batch(*(column[before < room] for column in batch))
@@ -75,6 +80,8 @@ def batches_of(
 
 
 def _split(tokens: Tensor, lengths: Tensor | None, budget: int) -> Iterator[Batch]:
+    if tokens.ndim != 2:
+        raise InputError(f"tokens of shape {tuple(tokens.shape)}: expected (sequences, positions)")
     b, t = tokens.shape
     lengths = torch.full((b,), t) if lengths is None else lengths.cpu()
     if lengths.shape != (b,) or not bool(((lengths > 0) & (lengths <= t)).all()):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from midlens_kernels.bilinear_spectrum import gram_spectrum
 from torch import Tensor
 
 from interp.attention import passes
@@ -75,6 +76,13 @@ def test_factors_give_the_dense_matrix_and_the_core_its_spectra(n, gauge):
     symmetric = torch.linalg.eigvalsh((B + B.mT) / 2)
     torch.testing.assert_close(b.filtering().energy, symmetric.square().sum(-1), **EXACT)
     assert b.left.shape == (4, n, 8)
+
+
+def test_long_sequences_need_no_square_matrix():
+    q, k = random_qk(60_000, 1, 1, 2)  # n x n would take 29 GB
+    b = operating(q, k, gauge="double_centred")
+    through_gram = gram_spectrum(torch.cat([b.left, b.right], -1).mT @ torch.cat([b.left, b.right], -1))
+    torch.testing.assert_close(b.routing().values, through_gram.routing, rtol=1e-7, atol=0)
 
 
 def test_a_query_head_reads_the_keys_of_its_group():
@@ -290,6 +298,11 @@ def test_bad_input_is_named():
         batches_of(model, tokens, lengths=torch.tensor([5, 6]))
     with pytest.raises(InputError, match="lengths go with a tensor of tokens"):
         batches_of(model, [], lengths=torch.tensor([5]))
+    unchecked = inspect.unwrap(batches_of)
+    with pytest.raises(InputError, match="tokens hold a str: expected a tensor"):
+        unchecked(model, "some text")
+    with pytest.raises(InputError, match=r"tokens of shape \(5,\): expected \(sequences, positions\)"):
+        unchecked(model, tokens[0])
     with pytest.raises(InputError, match="max_tokens must be at least 1, got 0"):
         batches_of(model, tokens, max_tokens=0)
     with pytest.raises(InputError, match="no sequence to run"):

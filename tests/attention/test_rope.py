@@ -292,6 +292,21 @@ def test_scores_rebuilt_from_the_kernel_equal_the_independent_forward(name):
         torch.testing.assert_close(blocks.soft_cap(own, settings.attn_cap)[seen], masked[seen], rtol=0, atol=1e-5)
 
 
+def test_scores_of_the_real_model(smollm2):
+    layer, t = 5, 12
+    tokens = random_tokens(smollm2.hf, 1, t)
+    wanted = [Site(point, layer) for point in (Point.LN1, Point.ATTN_SCORES)]
+    config, weights = smollm2.hf.config.to_dict(), smollm2.hf.state_dict()
+    run = plain_run(config, weights, tokens, sites=wanted, layers=layer + 1)
+    x, truth = (run.sites[site][0] for site in wanted)
+    m, rotation = kernel(smollm2, layer).bilinear, Rotation.of(smollm2, layer)
+    for offset in range(1 - t, 1):
+        at, i = at_offset(m, rotation, offset), torch.arange(-offset, t)
+        scores = ((x[i] @ at.left) * (x[i + offset] @ at.right)).sum(-1)
+        assert float((scores - truth[:, i, i + offset]).abs().max()) < 1e-5
+    assert float(truth[truth > -torch.inf].abs().max()) > 3
+
+
 def test_wrong_rotations_do_not_give_those_scores():
     model = wrapped("gpt_neox")
     run = plain_run(model.hf.config.to_dict(), model.hf.state_dict(), random_tokens(model.hf, 2, 11))
