@@ -9,7 +9,10 @@ Two rows are neighbours in the order of one epoch with the same chance wherever 
 block. Any stretch of the order is computed without the ones before it, which is what makes `first=k` free.
 """
 
+import atexit
+import contextlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,10 +75,32 @@ class Order:
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
 
+_open: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close() -> None:
+    """End the iterators that nobody has ended, while the modules that their ends rely on are still whole."""
+    for iterator in list(_open):
+        with contextlib.suppress(ValueError):  # at work in a thread that nobody waits for
+            iterator.close()
+
+
+def _closed_at_exit(iterator: Generator[_Result, None, None]) -> Generator[_Result, None, None]:
+    _open.add(iterator)
+    return iterator
+
+
 def prefetched(
     read: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
 ) -> Generator[_Result, None, None]:
     """`map(read, items)`, in order, with `workers` threads reading up to `workers + 1` items ahead."""
+    return _closed_at_exit(_prefetched(read, items, workers))
+
+
+def _prefetched(
+    read: Callable[[_Item], _Result], items: Iterable[_Item], workers: int
+) -> Generator[_Result, None, None]:
     left = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="reader") as pool:
         waiting: deque[Future[_Result]] = deque(pool.submit(read, item) for item in islice(left, workers + 1))
@@ -125,6 +150,10 @@ def one_ahead(make: Callable[[_Item, Stopped], _Result], items: Iterable[_Item])
     its own, which is asked to stop (`stopped()` turns true) when the iterator is left or the interpreter ends, and is
     waited for. An error in `make` is raised where its result would have come.
     """
+    return _closed_at_exit(_one_ahead(make, items))
+
+
+def _one_ahead(make: Callable[[_Item, Stopped], _Result], items: Iterable[_Item]) -> Generator[_Result, None, None]:
     leave = threading.Event()
 
     def stopped() -> bool:
