@@ -189,32 +189,25 @@ def test_truncation_of_a_corpus_gauge_converges_to_the_model(name):
 
 
 def test_which_channel_bears_more_depends_on_the_gauge(smollm2):
-    """Key means leave SmolLM2's perplexity as it is, and turn round which of its parts seems to matter more."""
+    """SmolLM2: without key means either part alone does as badly, with them routing alone does far better.
+
+    Key means by themselves leave its losses as they are.
+    """
     text = (
         "The river rose in the night, and by morning the lower fields were under water. Nobody had expected it so "
-        "early in the year. They moved the animals to the hill, counted them twice, and waited for the rain to stop. "
-        "When it did, the road to the village was gone, and the bridge with it."
+        "early in the year. They moved the animals to the hill, counted them twice, and waited for the rain to stop."
     )
-    batch = smollm2.to_tokens([text, text.upper()])
-    grams = corpus_grams(smollm2, batch.tokens, lengths=batch.lengths, progress=False)
-    found = {}
-    for gauge in ("raw", "key_centred"):
-        means = gauged_means(grams) if gauge == "key_centred" else None
-        base = Surgery(key_means=means)
-        rows = surgery_sweep(
-            smollm2, [base, *removals(base)], batch.tokens, lengths=batch.lengths, draws=10, progress=False
-        )
-        found[gauge] = [row["ce"] for row in rows]
-    for clean, both, filtering, routing in found.values():
+    tokens = smollm2.to_tokens([text]).tokens
+    grams = corpus_grams(smollm2, tokens, progress=False)
+    means = {layer: gram.mean[:, gram.mean.shape[-1] // 2 :] for layer, gram in grams.items()}
+    lead = {}
+    for gauge, base in (("raw", Surgery()), ("key_centred", Surgery(key_means=means))):
+        rows = surgery_sweep(smollm2, [base, *removals(base)], tokens, draws=1, progress=False)
+        clean, both, without_routing, without_filtering = (row["ce"] for row in rows)
         assert both == pytest.approx(clean, abs=1e-4)
-        assert min(filtering, routing) > clean + 1
-    assert abs(found["raw"][2] - found["key_centred"][2]) > 0.3
-    assert abs(found["raw"][3] - found["key_centred"][3]) > 0.3
-
-
-def gauged_means(grams):
-    """Key means alone: bases of 270 heads would take seconds."""
-    return {layer: gram.mean[:, gram.mean.shape[-1] // 2 :] for layer, gram in grams.items()}
+        assert min(without_routing, without_filtering) > clean + 1
+        lead[gauge] = without_filtering - without_routing
+    assert abs(lead["raw"]) < 0.6 and lead["key_centred"] < -1.5
 
 
 # --- the bootstrap of interp.stats ------------------------------------------------------------------------------------
