@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from tests.kernels.compile_only import CannotCompile, compile_for
@@ -118,6 +119,17 @@ def test_nothing_of_the_guard_is_left_behind():
     with checked():  # and what a launch touched is forgotten by the next one
         total[(1,)](y, x, BLOCK, "overwrite")
         total[(1,)](y, x, BLOCK, "read and write")
+
+
+def test_what_quick_leaves_out_finds_nothing(monkeypatch):
+    """In the interpreter as it comes, integers that overflow are computed twice, and pass."""
+    builder = interpreter.interpreter_builder
+    assert not builder.options.sanitize_overflow
+    largest, twice = torch.full((4,), 2**31 - 1, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    monkeypatch.setattr(builder, "options", interpreter.InterpreterOptions())
+    assert builder.options.sanitize_overflow
+    doubled[(1,)](twice, largest, 4, True, True, BLOCK=BLOCK)
+    assert twice.tolist() == [-2] * 4
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -15,7 +15,6 @@ from midlens_kernels.threshold_select.reference import threshold_select_referenc
 from torch import Tensor
 
 from tests.kernels.precision import assert_as_precise, assert_rightly_chosen
-from tests.kernels.quick import calls_without_patching
 from tests.kernels.watch import NeverWaits, under
 
 pytest.importorskip("triton")
@@ -35,7 +34,6 @@ SHAPES = [(1, 1, 1, 1), (3, 8, 4, 24), (3, 7, 4, 1), (4, 30, 33, 20), (3, 30, 3,
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    calls_without_patching(monkeypatch)
     for name, size in SMALL.items():
         monkeypatch.setattr(kernel, name, size)
 

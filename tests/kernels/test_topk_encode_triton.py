@@ -16,7 +16,6 @@ from midlens_kernels.topk_encode.reference import topk_encode_reference
 from torch import Tensor
 
 from tests.kernels.precision import assert_as_precise, assert_rightly_chosen
-from tests.kernels.quick import calls_without_patching
 
 pytest.importorskip("triton")
 from midlens_kernels.topk_encode import _triton as kernel
@@ -40,7 +39,6 @@ def small(n, f, k, dtype, processors, *, wide=True):
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    calls_without_patching(monkeypatch)
     monkeypatch.setattr(kernel, "tiles_for", small)
 
 
