@@ -1,0 +1,12 @@
+"""The routing (skew-symmetric) and filtering (symmetric) structure of attention: weights, activations, interventions.
+
+    heads, encoder      M = W_Q W_K^T of every head, from a model's weights
+    bilinear, ranks, metrics, nulls, table      what is measured of such a product, and against what chance gives
+    rope, sectors       how rotary embeddings make M depend on the offset
+    operating, corpus_gram      the same of q k^T, of one input or of a corpus
+    behaviour           what heads do: previous token, induction, sinks
+    surgery             the model run with parts of its interaction changed
+    survey, report      all of it as one command and one page
+
+In the manner of Jamil and Kapadia 2026, "The Routing and Filtering Structure of Attention" (arXiv 2605.18826).
+"""
