@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, LOOKS, Rows, column
+from interp.figures.attention_style import LOOKS, Rows, column
 from interp.figures.style import blank
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-THIRDS = ("early", "middle", "late")
+THIRDS = {"early": "○", "middle": "□", "late": "◇"}
+"""Thirds of the depth, and how their heads are marked; there is no legend, for these are small figures in a row."""
 
 
 def head_scatter(rows: Rows, x: str, y: str, *, x_title: str, y_title: str) -> "plotly.graph_objects.Figure":
@@ -22,7 +23,7 @@ def head_scatter(rows: Rows, x: str, y: str, *, x_title: str, y_title: str) -> "
     if not kept.any():
         raise InputError(f"no head has both {x} and {y}")
     third = np.minimum(2, 3 * layers // max(1, int(layers.max()) + 1))
-    figure = blank(xaxis_title=x_title, yaxis_title=y_title, height=290, showlegend=True, legend=LEGEND)
+    figure = blank(xaxis_title=x_title, yaxis_title=y_title, height=270)
     for number, name in enumerate(THIRDS):
         own = kept & (third == number)
         colour, _, symbol = LOOKS[number]

@@ -41,11 +41,10 @@ LOOKS = (
     Look(GREY, "longdash", "cross"),
 )
 FIXED = {
-    "weight kernel": LOOKS[0],
-    "operating, raw": LOOKS[1],
-    "operating, key-centred": LOOKS[2],
-    "operating, doubly centred": LOOKS[3],
-    "matched null": LOOKS[4],
+    "kernel": LOOKS[0],
+    "raw": LOOKS[1],
+    "key-centred": LOOKS[2],
+    "doubly centred": LOOKS[3],
 }
 """Series that look the same in every figure."""
 

@@ -33,15 +33,15 @@ def test_quartiles_leave_out_what_is_missing():
 
 def test_depth_draws_the_median_of_each_layer_in_its_quartiles():
     rows = samples.rows(layers=6, heads=5)
-    columns = {"weight kernel": "routing_r90", "operating, raw": "op_raw_routing_r90", "absent": "no_such"}
+    columns = {"kernel": "routing_r90", "raw": "op_raw_routing_r90", "absent": "no_such"}
     figure = depth_plot(rows, columns, y_title="rank", log=True, level=(128.0, "capacity"))
     lines = {trace.name: trace for trace in figure.data if trace.name}
-    assert set(lines) == {"weight kernel", "operating, raw", "capacity"}
+    assert set(lines) == {"kernel", "raw", "capacity"}
     assert list(lines["capacity"].y) == [128.0, 128.0]
     for layer in range(6):
         held = sorted(row["routing_r90"] for row in rows if row["layer"] == layer)
-        assert lines["weight kernel"].y[layer] == held[2]  # of five heads the third
-        assert tuple(lines["weight kernel"].customdata[layer]) == (held[1], held[3])
+        assert lines["kernel"].y[layer] == held[2]  # of five heads the third
+        assert tuple(lines["kernel"].customdata[layer]) == (held[1], held[3])
     bands = [trace for trace in figure.data if trace.fill == "toself"]
     assert len(bands) == 2 and len(bands[0].x) == 12
     low, high = figure.layout.yaxis.range
@@ -107,7 +107,7 @@ def test_z_scores_keep_their_order_on_the_bent_axis():
 
 
 def test_rank_definitions_stand_on_their_own_lines():
-    ranks = {"weight kernel": {"a": [60.0, 62.0, 64.0], "b": [90.0]}, "operating, raw": {"a": [3.0], "b": [math.nan]}}
+    ranks = {"kernel": {"a": [60.0, 62.0, 64.0], "b": [90.0]}, "raw": {"a": [3.0], "b": [math.nan]}}
     figure = rank_definitions(ranks)
     kernel, raw = figure.data
     assert list(kernel.x) == [62.0, 90.0] and list(raw.x) == [3.0]
@@ -116,7 +116,7 @@ def test_rank_definitions_stand_on_their_own_lines():
     assert [round(y) for y in kernel.y] == [ticks["a"], ticks["b"]] and round(raw.y[0]) == ticks["a"]
     assert kernel.y[0] != raw.y[0]
     with pytest.raises(InputError, match="no finite ranks"):
-        rank_definitions({"weight kernel": {"a": [math.nan]}})
+        rank_definitions({"kernel": {"a": [math.nan]}})
 
 
 def test_a_scatter_places_every_head_once_and_says_which():
