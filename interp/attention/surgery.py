@@ -1,7 +1,7 @@
 """What to do to attention: a `Surgery` says which heads are to compute α S + β A, of how many modes and planes.
 
-For a head let z_i = [s q_i ; k_i] (2e numbers; s the scale, k of the head's group). With constant matrices J, of which
-J takes k from the second half to the first, J_S = (J + Jᵀ) / 2 and J_A = (J - Jᵀ) / 2, its scores before the softmax are
+For a head let z_i = [s q_i ; k_i] (2e numbers; s the scale, k of the head's group). With the constant matrices J, which
+takes k from the second half to the first, J_S = (J + Jᵀ) / 2 and J_A = (J - Jᵀ) / 2, scores before the softmax are
 
     B_ij = z_iᵀ J z_j = s q_i · k_j       S = (B + Bᵀ) / 2 = z_iᵀ J_S z_j       A = (B - Bᵀ) / 2 = z_iᵀ J_A z_j
 
@@ -24,8 +24,8 @@ S = Z J_S Zᵀ modes u of eigenvalue λ; let w_x = Zᵀ x and so on (2e numbers 
 and q', k' are those of α S from T_S z beside those of β A from T_A z: width 4e. Of the rows of Z themselves this is the
 truncation of the n x n parts, exactly; and because T is a constant, a score uses no token but the two it is about: it
 is causal, as truncating each sequence's own n x n matrix is not. The rows are the tokens of a corpus (`position`: see
-`interp.attention.corpus_gram`) or the axes of the residual stream (`kernel`: Z = [P K], so that M(0) is truncated
-exactly, and M(Δ) taken between the same directions).
+`interp.attention.corpus_gram`; many times 2e of them, for what they do not span is projected obliquely) or the axes of
+the residual stream (`kernel`: Z = [P K]; M(0) is truncated exactly, and M(Δ) taken between the same directions).
 
 **Key means.** Taking a constant vector c from all (rotated) keys of a head changes no attention, for it adds -s q_i · c
 to all scores of query i, but it does change the split. Under a soft-cap it would change attention: refused there.
