@@ -99,9 +99,9 @@ def tables(result: dict[str, Any]) -> str:
 def kept(row: Row) -> str:
     """What a row leaves of attention, in words."""
     if row["planes"] is not None:
-        return f"{row['planes']} planes, all modes"
+        return f"{row['planes']} {'plane' if row['planes'] == 1 else 'planes'}, all modes"
     if row["modes"] is not None:
-        return f"all planes, {row['modes']} modes"
+        return f"all planes, {row['modes']} {'mode' if row['modes'] == 1 else 'modes'}"
     return {(1, 1): "everything", (1, 0): "filtering only", (0, 1): "routing only"}[row["alpha"], row["beta"]]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from interp.attention.bilinear import Bilinear
 from interp.attention.operated import kernel_bases, operated, position_bases
 from interp.attention.surgery import Surgery, factor_basis, gram_basis
 from interp.model import HookedModel
@@ -181,6 +182,22 @@ def test_bases_from_factors_and_from_their_gram_matrix_agree():
     torch.testing.assert_close(one.filtering, other.filtering)
     torch.testing.assert_close(one.routing_projector(2), other.routing_projector(2), rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(one.filtering_projector(5), other.filtering_projector(5), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("d", [50, 9], ids=["d > 2e", "d < 2e"])
+def test_projectors_truncate_as_the_bilinear_form_does(d):
+    """Rows z = [left right] projected, then α S + β A of them, against planes and modes summed one by one."""
+    (left, right), alpha, beta = _random_factors(d=d), 0.7, -1.1
+    expected = Bilinear(left, right).truncated(planes=2, modes=3).mixed(alpha, beta).dense()
+    z = torch.cat([left, right], -1)
+    for basis in (factor_basis(left, right), gram_basis(_gram(left, right))):
+        found = torch.zeros_like(expected)
+        for projector, straight, swapped in Surgery(alpha=alpha, beta=beta, planes=2, modes=3).parts(
+            6, basis, range(3)
+        ):
+            q, k = (z @ projector.mT).chunk(2, -1)
+            found += straight * q @ k.mT + swapped * k @ q.mT
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("level", ["position", "kernel"])
