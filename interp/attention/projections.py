@@ -42,8 +42,8 @@ def weight_of(module: nn.Module, path: str) -> tuple[Float[Tensor, "out d"], Flo
     kind = type(module).__name__
     if inside := [name for name, _ in module.named_children() if name != "parametrizations"]:
         raise InputError(
-            f"{path} is of type {kind}, which adds to its matrix what other modules hold ({', '.join(inside)}): merge adapters "
-            "into the model first"
+            f"{path} is of type {kind}, which adds to its matrix what other modules hold ({', '.join(inside)}): merge "
+            "adapters into the model first"
         )
     weight, bias = here(module, "weight"), here(module, "bias")
     sizes = [getattr(module, name, None) for name in ("out_features", "in_features")]
