@@ -11,8 +11,8 @@ is a statement about the distribution of queries and keys, not about one attenti
 
 The means of q and k are kept beside the scatter around them (Chan, Golub and LeVeque 1983), so gauges lose no digits
 to large means; here a mean is that of the corpus. The Gram matrix itself loses half the digits: singular values below
-1e-8 of |q| |k| are noise, however many tokens were summed. Ranks that weigh values by size do not notice; `numerical`
-counts whatever lies above its cut and should not be read closely here.
+1e-8 Σ_j |q_j| |k_j| / N (j: columns) are noise, however many tokens were summed, and count as zero in every rank. What
+a head does below that cannot be seen this way; the per-sequence statistics reach 1e-15.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from midlens_kernels.bilinear_spectrum import BilinearSpectrum, gram_spectrum
 from torch import Tensor
 
-from interp.attention.operating import GAUGES, Gauge, spectrum_columns
+from interp.attention.bilinear import Spectrum
+from interp.attention.operating import GAUGES, Gauge, split_columns
 from interp.attention.passes import Tokens, batches_of, compared
 from interp.errors import InputError
 from interp.model import HookedModel
@@ -31,6 +32,8 @@ from interp.progress import bar
 from interp.sites import Point, Site
 from interp.store import ActivationStore
 
+LOST = 1e-8
+"""Singular values below this part of Σ_j |q_j| |k_j| / N are noise."""
 _CHUNK = 4096  # rows of a store at a time
 
 
@@ -90,7 +93,19 @@ class CorpusGram:
 
     def spectrum(self, gauge: Gauge = "raw") -> BilinearSpectrum:
         """Both spectra of q k^T / N, as if they had been computed from all tokens at once."""
-        return gram_spectrum(self.gram(gauge).cpu())  # LAPACK: see `operating_rows`
+        return gram_spectrum(self.gram(gauge).cpu())  # LAPACK: see `Bilinear.core`
+
+    def parts(self, gauge: Gauge = "raw") -> tuple[Spectrum, Spectrum]:
+        """Routing and filtering of q k^T / N, with what a Gram matrix loses as the floor of their ranks."""
+        gram, found = self.gram(gauge).cpu(), self.spectrum(gauge)
+        norms = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        q, k = norms.chunk(2, dim=-1)
+        floor = LOST * (q * k).sum(-1)
+        magnitude = found.filtering.abs().sort(dim=-1, descending=True).values
+        return (
+            Spectrum(found.routing, found.routing, found.routing_energy, True, floor),
+            Spectrum(magnitude, found.filtering, found.filtering_energy, False, floor),
+        )
 
 
 def corpus_grams(
@@ -146,7 +161,7 @@ def corpus_rows(grams: Mapping[int, CorpusGram], *, gauges: Sequence[Gauge] = GA
         columns = {
             f"corpus_{gauge}_{name}": value.tolist()
             for gauge in gauges
-            for name, value in spectrum_columns(gram.spectrum(gauge)).items()
+            for name, value in split_columns(*gram.parts(gauge)).items()
         }
         rows += [
             {"layer": layer, "head": h, "corpus_tokens": gram.n} | {name: columns[name][h] for name in columns}

@@ -100,6 +100,17 @@ def test_what_the_gram_loses():
     factors = bilinear_spectrum(q.transpose(0, 1), q.transpose(0, 1))
     assert lost < 1e-7 and float(factors.routing.max() / factors.filtering.max()) < 1e-14
     assert lost > 1e-12
+    routing, filtering = gram.parts()
+    assert all(float(rank) == 0 for rank in routing.ranks())  # noise is not counted
+    assert float(filtering.ranks().numerical) == 6
+
+
+def test_a_small_plane_above_the_loss_is_counted():
+    q, _ = random_qk(50, 1, 1, 6)
+    k = q.clone()
+    k[..., 0] = k[..., 0] + 1e-4 * q[..., 1]  # B = q q^T + 1e-4 q_0 q_1^T: one plane of routing
+    ranks = CorpusGram(1, 6).update(q, k).parts()[0].ranks()
+    assert float(ranks.numerical) == 2 and float(ranks.erank1) == pytest.approx(2, rel=1e-3)
 
 
 def stacked(model, tokens, lengths, layer, first=0) -> tuple[Tensor, Tensor]:
