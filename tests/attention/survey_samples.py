@@ -1,9 +1,13 @@
 """Tables of heads as a survey has them, made of random numbers: for what is drawn from them, not for what they say."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from interp.attention.survey_files import Parts
+from interp.sealing import write_json
 
 METRICS = (
     "energy routing_energy filtering_energy routing_fraction symmetry routing_filtering_ratio trace directionality "
@@ -77,3 +81,77 @@ def eigenvalues(layers: int = 30, heads: int = 9, e: int = 64, *, seed: int = 0)
     rng = np.random.default_rng(seed)
     half = rng.standard_normal((layers, heads, e // 2)) + 1j * rng.standard_normal((layers, heads, e // 2))
     return np.concatenate([half, half.conj()], axis=-1) / math.sqrt(8 * e)
+
+
+def folder(
+    path: Path, name: str = "sample", *, kernel: bool = True, run: bool = True, rope: bool = True, seed: int = 0
+) -> Path:
+    """A survey of one model as `interp.attention.survey` leaves it; parts that are off are refused with a reason."""
+    path.mkdir(parents=True)
+    parts, table = Parts(path), rows(12, 6, e=16, seed=seed, kernel=kernel, run=run)
+    rng = np.random.default_rng(seed)
+    shape = {"layers": 12, "heads": 6, "groups": 2, "d": 96, "e": 16}
+    facts = {"name": name, "family": "llama", "revision": None, "dtype": "float32", "shape": shape}
+    write_json(path / "model.json", facts)
+    held = {"kernel": (kernel, METRICS), "rope": (rope, ()), "operating": (run, ()), "behaviour": (run, BEHAVIOURS)}
+    for part, (there, _) in held.items():
+        parts.open(part, {"draws": 20, "offsets": 32, "seed": seed})
+        if not there:
+            parts.refuse(part, f"{name} has no {part} <script>")
+            continue
+        for layer in range(12):
+            own = [{k: v for k, v in row.items() if _belongs(k, part)} for row in table if row["layer"] == layer]
+            if part == "rope":
+                own = [row | dict(zip(SECTORS, rng.dirichlet([4, 2, 1, 1]).tolist(), strict=True)) for row in own]
+            parts.write(part, layer, own, 0.5, _arrays(rng, part))
+    return path
+
+
+SECTORS = tuple(f"rope_{name}" for name in ("even_symmetric", "even_skew", "odd_symmetric", "odd_skew"))
+
+
+def _belongs(column: str, part: str) -> bool:
+    home = "operating" if column.startswith("op_") else "behaviour" if column in BEHAVIOURS else "kernel"
+    return column in ("layer", "head", "group") or home == part
+
+
+def _arrays(rng: np.random.Generator, part: str) -> dict[str, np.ndarray]:
+    if part == "kernel":
+        values = eigenvalues(1, 6, 16, seed=int(rng.integers(1000)))[0]
+        decay = np.exp(-np.arange(16) / 5) * np.ones((6, 1))
+        signed = np.repeat(decay, 2, axis=1) * np.where(np.arange(32) % 2, -1.0, 1.0)
+        return {"eigenvalues_real": values.real, "eigenvalues_imag": values.imag, "routing": decay, "filtering": signed}
+    if part == "rope":
+        curve = 0.4 + 0.1 * np.cos(np.arange(32) / 4) + 0.02 * rng.standard_normal((6, 32))
+        return {"offset_routing_fraction": curve, "offset_phase_fraction": 1 - curve}
+    return {}
+
+
+def surgery() -> dict[str, Any]:
+    """As `midlens attention surgery` writes it."""
+    ways = (("position", "raw"), ("position", "key_centred"), ("kernel", "raw"))
+    found = [_cut("none", None, None, 38.5)]
+    for number, (level, gauge) in enumerate(ways):
+        found += [_cut("all", level, gauge, 38.5)]
+        found += [_cut("all", level, gauge, 1480.0 + number, beta=0.0), _cut("all", level, gauge, 900.0, alpha=0.0)]
+        for kept in (1, 4, 16, 64):
+            found += [_cut("all", level, gauge, 38.5 + 1000 / kept / (number + 1), planes=kept)]
+            found += [_cut("all", level, gauge, 38.5 + 9000 / kept / (number + 1), modes=kept)]
+    single = [_cut("none", None, None, 38.5), _cut("3.1", "position", "raw", 38.5 * math.exp(0.5), beta=0.0)]
+    return {"format": "midlens-attention-surgery", "model": "toy", "all_heads": found, "single_heads": single}
+
+
+def _cut(heads: str, level: str | None, gauge: str | None, perplexity: float, **changes: Any) -> Row:
+    row: Row = {
+        "heads": heads,
+        "level": level,
+        "gauge": gauge,
+        "alpha": 1.0,
+        "beta": 1.0,
+        "planes": None,
+        "modes": None,
+    }
+    row |= changes | {"n_tokens": 1000, "n_documents": 10}
+    for name, value in (("ce", math.log(perplexity)), ("delta_ce", math.log(perplexity / 38.5))):
+        row |= {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
+    return row | {f"perplexity{end}": math.exp(row[f"ce{end}"]) for end in ("", "_low", "_high")}
