@@ -30,7 +30,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
-from midlens_kernels.bilinear_spectrum import bilinear_core
 from torch import Tensor, nn
 
 from interp.attention.bilinear import Bilinear
@@ -141,14 +140,14 @@ def _held_by(module: nn.Module, model: HookedModel, layer: int) -> tuple[Tensor,
 
 def at_offset(m: Bilinear, rotation: Rotation, offset: float) -> Bilinear:
     """M(Δ) = P R_Δ K^T, for heads with static kernel P K^T (factors `*h d e`)."""
-    return Bilinear(rotation.check(m).left.double(), rotation.between(m.right, _tensor(m, offset)))
+    return Bilinear(rotation.check(m).left.double(), rotation.between(m.right, _tensor(offset)))
 
 
 def offset_part(m: Bilinear, rotation: Rotation, offset: float, part: Part = "routing") -> Bilinear:
     """F(Δ) or G(Δ), of width 2e: (P R_Δ K^T - K R_Δ P^T) / 2, or with a plus."""
     sign = _sign(part)
     left, right = rotation.check(m).left.double(), m.right.double()
-    turned = rotation.between(torch.stack([right, sign * left]), _tensor(m, offset))
+    turned = rotation.between(torch.stack([right, sign * left]), _tensor(offset))
     return Bilinear(torch.cat([left, right], -1) / 2, torch.cat([turned[0], turned[1]], -1))
 
 
@@ -160,10 +159,10 @@ def offset_spectrum(
     One reduction of [P K] to 2e x 2e serves every offset; each costs O(e^3) a head.
     """
     sign = _sign(part)
-    a, b = bilinear_core(rotation.check(m).left.double(), m.right.double())
+    a, b = rotation.check(m).core
     values = []
     for offset in _each(offsets):
-        turned = a @ rotation.between(b, _tensor(m, offset)).mT + sign * b @ rotation.between(a, _tensor(m, offset)).mT
+        turned = a @ rotation.between(b, _tensor(offset)).mT + sign * b @ rotation.between(a, _tensor(offset)).mT
         values.append(torch.linalg.svdvals(turned / 2))
     return torch.stack(values, -2) if values else a.new_zeros(*a.shape[:-2], 0, a.shape[-2])
 
@@ -178,5 +177,5 @@ def _each(offsets: Sequence[int] | Tensor) -> Iterator[float]:
     yield from (offsets.tolist() if isinstance(offsets, Tensor) else offsets)
 
 
-def _tensor(m: Bilinear, offset: float) -> Tensor:
-    return torch.tensor(float(offset), dtype=torch.float64, device=m.left.device)
+def _tensor(offset: float) -> Tensor:
+    return torch.tensor(float(offset), dtype=torch.float64)
