@@ -57,6 +57,11 @@ class Kernel:
         """M of all heads."""
         return Bilinear(self.left, self.right)
 
+    @property
+    def dimensions(self) -> int:
+        """Of the space that holds the factors' columns: their rows, one less where they are centred."""
+        return self.left.shape[-2] - self.centred
+
     def head(self, index: int) -> Bilinear:
         """M of one head."""
         if not 0 <= index < len(self.left):

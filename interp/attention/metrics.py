@@ -49,25 +49,29 @@ class HeadMetrics(NamedTuple):
 
 def head_metrics(m: Bilinear) -> HeadMetrics:
     """All of them, of every head."""
+    return HeadMetrics(directionality=directionality(m), **core_metrics(m))
+
+
+def core_metrics(m: Bilinear) -> dict[str, Float[Tensor, "*h"]]:
+    """All but directionality: what does not change when space is turned, and so is the same for M and for its core."""
     routing, filtering = m.energies()
     energy = routing + filtering
     values = m.eigenvalues()
     size = values.abs()
     a, b = m.core
-    return HeadMetrics(
-        energy=energy,
-        routing_energy=routing,
-        filtering_energy=filtering,
-        routing_fraction=routing / energy,
-        symmetry=(filtering - routing) / energy,
-        routing_filtering_ratio=(routing / filtering).sqrt(),
-        trace=(a * b).sum((-2, -1)),
-        directionality=directionality(m),
-        henrici=((energy - size.square().sum(-1)).clamp_min(0) / energy).sqrt(),
-        spectral_abscissa=values.real.amax(-1),
-        numerical_abscissa=m.filtering().signed[..., 0],
-        rotation_share=values.imag.abs().sum(-1) / torch.where(size.sum(-1) > m.rounding, size.sum(-1), torch.nan),
-    )
+    return {
+        "energy": energy,
+        "routing_energy": routing,
+        "filtering_energy": filtering,
+        "routing_fraction": routing / energy,
+        "symmetry": (filtering - routing) / energy,
+        "routing_filtering_ratio": (routing / filtering).sqrt(),
+        "trace": (a * b).sum((-2, -1)),
+        "henrici": ((energy - size.square().sum(-1)).clamp_min(0) / energy).sqrt(),
+        "spectral_abscissa": values.real.amax(-1),
+        "numerical_abscissa": m.filtering().signed[..., 0],
+        "rotation_share": values.imag.abs().sum(-1) / torch.where(size.sum(-1) > m.rounding, size.sum(-1), torch.nan),
+    }
 
 
 def directionality(m: Bilinear) -> Float[Tensor, "*h"]:
@@ -76,11 +80,6 @@ def directionality(m: Bilinear) -> Float[Tensor, "*h"]:
     rows, columns = (_excess(_row_norms(*pair)).cpu() for pair in ((left, right), (right, left)))
     total = rows + columns
     return torch.where(total > 0, (rows - columns) / total, 0)
-
-
-def summed(m: Bilinear) -> Bilinear:
-    """Σ_h M_h of a layer's heads `h d e`, as one product of width h e: what layer-level measures are of."""
-    return Bilinear(*(factor.movedim(-3, -2).flatten(-2) for factor in (m.left, m.right)))
 
 
 def _row_norms(left: Tensor, right: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ A draw costs O(e^3) whatever d is, and the spectra of a draw what those of a hea
 d < 2k (matched) the remaining rows are fewer than the columns and are drawn as they are.
 
 A head far from the matched null has an orientation of queries against keys that its singular values do not explain;
-far from the Gaussian one, it differs from initial weights in any way. In the manner of Li 2026 (qk-spectral-fingerprint).
+far from the Gaussian one, it differs in some way from initial weights. In the manner of Li 2026
+(qk-spectral-fingerprint).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,12 +30,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.attention.bilinear import Bilinear
-from interp.attention.metrics import head_metrics
+from interp.attention.metrics import core_metrics
+from interp.attention.ranks import Ranks
+from interp.attention.threads import one_thread
 from interp.errors import InputError
 
-SCALE_FREE = ("routing_fraction", "routing_filtering_ratio", "rotation_share", "henrici")
+METRICS = ("routing_fraction", "routing_filtering_ratio", "rotation_share", "henrici")
 ABSCISSAE = ("spectral_abscissa", "numerical_abscissa")
-_PIECE = 2**22  # numbers of cores at a time (32 MiB)
+PARTS = ("routing", "filtering")
+_RANKS = tuple(f"{part}_{name}" for part in PARTS for name in Ranks._fields)
 
 
 class Null(NamedTuple):
@@ -53,57 +57,58 @@ class Null(NamedTuple):
 
 
 def measures(m: Bilinear) -> dict[str, Tensor]:
-    """What is compared with a null: fractions, abscissae, and all ranks of both parts as `<part>_<rank>`."""
-    found = head_metrics(m)._asdict()
-    compared = {name: found[name] for name in (*SCALE_FREE, *ABSCISSAE)}
-    for part, spectrum in (("routing", m.routing()), ("filtering", m.filtering())):
-        compared |= {f"{part}_{name}": rank for name, rank in spectrum.ranks()._asdict().items()}
-    return compared
+    """Everything that one core tells: metrics, and all ranks of both parts as `<part>_<rank>`."""
+    ranks = {part: getattr(m, part)().ranks()._asdict() for part in PARTS}
+    return core_metrics(m) | {f"{part}_{name}": rank for part, of in ranks.items() for name, rank in of.items()}
 
 
+@one_thread()
 def matched_null(m: Bilinear, draws: int = 20, seed: int | tuple[int, ...] = 0, *, d: int | None = None) -> Null:
-    """Of every head `*h`, each with draws of its own. `d`: the dimension of what the factors may span, if not their rows.
+    """Of every head `*h`, each with draws of its own. `d`: the dimension of the space that holds the factors' columns.
 
-    (Those of a model with LayerNorm are centred, orthogonal to 1, and may span d - 1 dimensions.)
+    (By default the number of rows; those of a model with LayerNorm are orthogonal to 1 and have d - 1 dimensions.)
     """
     _check(draws)
     sigma, d = _singular_values(*m.core), m.left.shape[-2] if d is None else d
     heads, k = sigma.shape[:-1], min(d, sigma.shape[-1])
-    rng = np.random.default_rng(seed)
-    pieces = sigma[..., :k].reshape(-1, k).split(max(1, _PIECE // (4 * k * k * draws)))
-    found = [measures(Bilinear(*matched_cores(piece, draws, d, rng))) for piece in pieces]
-    merged = {name: torch.cat([one[name] for one in found]) for name in found[0]}
-    return Null(*({n: f(v).reshape(heads) for n, v in merged.items()} for f in (_mean, _std)))
+    root = seed if isinstance(seed, tuple) else (seed,)
+    found = []
+    for head, values in enumerate(sigma[..., :k].reshape(-1, k)):
+        cores = matched_cores(values, draws, d, np.random.default_rng((*root, head)))
+        found.append(_null(measures(Bilinear(*cores)), (*METRICS, *ABSCISSAE, *_RANKS)))
+    pairs = zip(*found, strict=True)
+    return Null(*({name: torch.stack([one[name] for one in of]).reshape(heads) for name in of[0]} for of in pairs))
 
 
 @lru_cache(maxsize=64)
+@one_thread()
 def gaussian_null(d: int, e: int, draws: int = 100, seed: int = 0) -> Null:
     """Of a shape; kept. Abscissae are left out: they scale with the head."""
     _check(draws)
     if d < 1 or e < 1:
         raise InputError(f"d and e must be 1 or more, got d={d}, e={e}")
     rng = np.random.default_rng(seed)
-    size = max(1, _PIECE // (4 * e * e))
-    found = []
-    for begun in range(0, draws, size):
-        triangle = _triangle(d, 2 * e, min(size, draws - begun), rng)
-        found.append(measures(Bilinear(triangle[..., :e], triangle[..., e:])))
-    merged = {n: torch.cat([one[n] for one in found])[None] for n in found[0] if n not in ABSCISSAE}
-    return Null(*({n: f(v)[0] for n, v in merged.items()} for f in (_mean, _std)))
+    found = [measures(Bilinear(*_triangle(d, 2 * e, 1, rng)[0].split(e, -1))) for _ in range(draws)]
+    return _null({name: torch.stack([one[name] for one in found]) for name in found[0]}, (*METRICS, *_RANKS))
+
+
+def _null(found: Mapping[str, Tensor], names: Sequence[str]) -> Null:
+    """Of draws along the only axis; what differs by rounding alone does not differ."""
+    mean, std = ({name: getattr(found[name], of)() for name in names} for of in ("mean", "std"))
+    return Null(mean, {name: torch.where(std[name] > 1e-9 * found[name].abs().amax(), std[name], 0) for name in names})
 
 
 def matched_cores(
-    sigma: Float[Tensor, "h k"], draws: int, d: int, rng: np.random.Generator
-) -> tuple[Float[Tensor, "h draws p k"], Float[Tensor, "h draws p k"]]:
-    """Factors [Σ; 0] and V of the draws in p = min(d, 2k) dimensions, k <= d."""
-    h, k = sigma.shape
-    top = torch.from_numpy(rng.standard_normal((h * draws, k, k)))
-    both = torch.cat([top, _triangle(d - k, k, h * draws, rng)], -2) if d > k else top
+    sigma: Float[Tensor, " k"], draws: int, d: int, rng: np.random.Generator
+) -> tuple[Float[Tensor, "draws p k"], Float[Tensor, "draws p k"]]:
+    """Factors [Σ; 0] and V of the draws of one head in p = min(d, 2k) dimensions, k <= d."""
+    k = len(sigma)
+    top = torch.from_numpy(rng.standard_normal((draws, k, k)))
+    both = torch.cat([top, _triangle(d - k, k, draws, rng)], -2) if d > k else top
     V, T = torch.linalg.qr(both)
     V = V * torch.where(T.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None, :]
-    left = torch.zeros(h, draws, both.shape[-2], k, dtype=torch.float64)
-    left[..., :k, :] = torch.diag_embed(sigma)[:, None]
-    return left, V.unflatten(0, (h, draws))
+    left = torch.nn.functional.pad(torch.diag(sigma), (0, 0, 0, both.shape[-2] - k))
+    return left.expand_as(V), V
 
 
 def _singular_values(a: Tensor, b: Tensor) -> Tensor:
@@ -124,13 +129,3 @@ def _triangle(d: int, columns: int, count: int, rng: np.random.Generator) -> Flo
 def _check(draws: int) -> None:
     if draws < 2:
         raise InputError(f"a null needs 2 draws or more for a standard deviation, got {draws}")
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(1)
-
-
-def _std(x: Tensor) -> Tensor:
-    """Over draws; what differs by rounding alone does not differ."""
-    std = x.std(1)
-    return torch.where(std > 1e-9 * x.abs().amax(1), std, 0)
