@@ -61,7 +61,7 @@ def operated(model: HookedModel, surgery: Surgery) -> Iterator[None]:
     undo: list[Callable[[], Any]] = []
     try:
         for layer in layers:
-            undo += layer.attach()
+            layer.attach(undo)
         yield
         if not any(layer.fired for layer in layers):
             raise InputError(
@@ -104,16 +104,15 @@ class _Layer:
         self.context: dict[str, Any] = {}
         self.fired = 0
 
-    def attach(self) -> list[Callable[[], Any]]:
-        """Put the handlers in place; returns what undoes it."""
+    def attach(self, undo: list[Callable[[], Any]]) -> None:
+        """Put the handlers in place, and what takes each off again into `undo`."""
         board = self.model.board
-        undo: list[Callable[[], Any]] = [self.attn.register_forward_pre_hook(self._begin, with_kwargs=True).remove]
+        undo.append(self.attn.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         for point in (Point.Q, Point.K, Point.V):
             tap = self._tap(point)
             undo.append(board.attach(tap.module, tap.side, Turn.NOTE, self._note(point, tap)))
         tap = self._tap(Point.Z)
         undo.append(board.attach(tap.module, tap.side, Turn.REPLACE, self._replace(tap)))
-        return undo
 
     def _tap(self, point: Point) -> Tap:
         return tap_of(self.model.anatomy, self.model.hf, Site(point, self.layer))

@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.attention.corpus_gram import CorpusGram
-from interp.attention.operated import operated, position_bases
+from interp.attention.operated import kernel_bases, operated, position_bases
 from interp.attention.passes import Tokens, batches_of
 from interp.attention.surgery import Basis, Surgery
 from interp.batching import Batch
@@ -82,20 +83,16 @@ def document_nats(
 ) -> dict[int, tuple[float, int]]:
     """Per document: the sum of - log p(next token), and how many tokens were predicted."""
     found: dict[int, tuple[float, int]] = {}
-    for batch in fed:
-        tokens, lengths = batch.tokens.to(model.device), batch.lengths.to(model.device)
-        if surgery is None:
-            logits = model(tokens, lengths=lengths)
-        else:
-            with operated(model, surgery):
-                logits = model(tokens, lengths=lengths)
-        nats = cross_entropy(logits, tokens, lengths).double().cpu()
-        if not bool(nats.isfinite().all()):
-            raise InputError(f"losses under {surgery} are not finite: expected finite logits (try float32 or bfloat16)")
-        row = torch.nonzero(counted_positions(batch.lengths.cpu(), tokens.shape[1]))[:, 0]
-        for doc, nat, count in zip(batch.doc.tolist(), *_by_row(nats, row, len(batch.doc)), strict=True):
-            old = found.get(doc, (0.0, 0))
-            found[doc] = (old[0] + nat, old[1] + count)
+    with nullcontext() if surgery is None else operated(model, surgery):
+        for batch in fed:
+            tokens, lengths = batch.tokens.to(model.device), batch.lengths.to(model.device)
+            nats = cross_entropy(model(tokens, lengths=lengths), tokens, lengths).double().cpu()
+            if not bool(nats.isfinite().all()):
+                raise InputError(f"losses under {surgery} are not finite: expected finite logits (try float32)")
+            row = torch.nonzero(counted_positions(batch.lengths.cpu(), tokens.shape[1]))[:, 0]
+            for doc, nat, count in zip(batch.doc.tolist(), *_by_row(nats, row, len(batch.doc)), strict=True):
+                old = found.get(doc, (0.0, 0))
+                found[doc] = (old[0] + nat, old[1] + count)
     return {doc: sums for doc, sums in found.items() if sums[1]}
 
 
@@ -131,16 +128,26 @@ def surgery_sweep(
             raise InputError("no token was predicted: expected at least one sequence of two tokens or more")
         documents, counts = list(clean), np.array([count for _, count in clean.values()])
         ledger = _Ledger(None if path is None else Path(path), _settings(model, fed), clean)
-        digests: dict[int, str] = {}
+        digests, bases = dict[int, str](), dict[int, Basis]()
         rows = [_row(None, ledger.clean, ledger.clean, counts, level, draws, seed)]
         for surgery in surgeries:
             key = _key(surgery, digests)
             if key not in ledger.nats:
-                found = document_nats(model, fed, surgery)
+                found = document_nats(model, fed, _with_bases(surgery, model, bases))
                 ledger.add(key, [found[doc][0] for doc in documents])
             rows.append(_row(surgery, ledger.nats[key], ledger.clean, counts, level, draws, seed))
             shown.update()
     return rows
+
+
+def _with_bases(surgery: Surgery, model: HookedModel, held: dict[int, Basis]) -> Surgery:
+    """The same, with the bases of its kernels where it would have to find them: once for the whole sweep."""
+    whole = surgery.planes is None and surgery.modes is None
+    if whole or surgery.level != "kernel" or surgery.bases is not None:
+        return surgery
+    layers = range(model.loaded_layers) if surgery.heads == "all" else {layer for layer, _ in surgery.heads}
+    held |= kernel_bases(model, sorted(set(layers) - held.keys()))
+    return dataclasses.replace(surgery, bases=held)
 
 
 def _row(

@@ -138,6 +138,19 @@ def test_a_sweep_is_resumed_where_it_was_cut_off(tmp_path, monkeypatch):
     assert passes[0] == len(fed)
 
 
+def test_kernels_are_taken_apart_once_for_a_sweep(monkeypatch):
+    model, layers = HookedModel.wrap(tiny("llama")), []
+    fed, found = _batches(model), sweeps.kernel_bases
+    monkeypatch.setattr(sweeps, "kernel_bases", lambda model, at: [layers.append(at), found(model, at)][1])
+    base = Surgery(level="kernel")
+    chosen = [*per_head(model, truncations(base, planes=(1,)), layers=[1]), *truncations(base, modes=(2, 3))]
+    rows = surgery_sweep(model, [*chosen, *removals(base)], fed, progress=False)
+    assert [layer for at in layers for layer in at] == [1, 0, 2]
+    for row, surgery in zip(rows[1:], chosen, strict=False):
+        nats = document_nats(model, fed, surgery)
+        assert row["ce"] * 27 == pytest.approx(sum(nat for nat, _ in nats.values()), rel=1e-6)
+
+
 def test_surgeries_with_other_bases_are_other_surgeries(tmp_path):
     model, path = HookedModel.wrap(tiny("llama")), tmp_path / "sweep.jsonl"
     fed = _batches(model)
