@@ -41,7 +41,7 @@ class Sweep(RowsOptions):
     tokens: Path | None = None
     """The token file that the held-out store was made from: delta CE and KL are measured on it."""
     loss_tokens: int = 8_000
-    """Predicted tokens behind delta CE and KL; each costs three runs of the whole model for each SAE."""
+    """Predicted tokens behind delta CE and KL; N SAEs cost N + 2 runs of the whole model for each."""
 
     def run(self) -> int:
         """Train, evaluate, print the table and where the page is."""

@@ -14,32 +14,41 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from interp.presets import PRESETS
 from interp.sites import Point, Site
+from saes.paired import ModelSite, parse_places
 from saes.sae import SAE
 
+PAIRED = "its rows are measured with saes.row_quality.measure_rows, on a saes.paired.PairedRows of both stores"
 _ALIASES = {"gpt2-small": "gpt2"}  # TransformerLens's name, which SAELens's files carry
 
 
 class Places(NamedTuple):
-    """The sites whose rows, laid side by side, an SAE reads, and those it writes."""
+    """The sites whose rows, laid side by side, an SAE reads, and those it writes; of one model, unless said."""
 
-    reads: tuple[Site, ...]
-    writes: tuple[Site, ...]
+    reads: tuple[Any, ...]
+    writes: tuple[Any, ...]
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> tuple[Any, ...]:
         """Every site once, those read first."""
         return tuple(dict.fromkeys((*self.reads, *self.writes)))
 
 
 def places_of(
-    sae: SAE, *, site: Site | str | Sequence[Site | str] | None = None, site_out: Site | str | None = None
+    sae: SAE, *, site: Any | Sequence[Any] | None = None, site_out: Site | str | None = None, paired: bool = False
 ) -> Places:
-    """The sites of an SAE: as given, else from its metadata. `site` is a list for a crosscoder."""
+    """The sites of an SAE: as given, else from its metadata. `site` is a list for a crosscoder.
+
+    With `paired` they may be `saes.paired.ModelSite`s, of a crosscoder over two models.
+    """
     known = sae.config.metadata
     site = site or known.get("hook_names") or known.get("hook_name")
     if not site:
         raise InputError("the SAE does not say which site it belongs to: name it")
-    reads = tuple(Site.parse_all(site))
+    reads = tuple(parse_places(site))
+    if not paired and (of_models := [str(place) for place in reads if isinstance(place, ModelSite)]):
+        raise InputError(
+            f"the SAE reads two models ({', '.join(of_models)}), and here one model runs or is read: {PAIRED}"
+        )
     if not sae.config.is_transcoder:
         if site_out is not None:
             raise InputError(
@@ -52,7 +61,7 @@ def places_of(
     return Places(reads, (Site.parse(site_out),))
 
 
-def limits_of(sae: SAE, sites: Sequence[Site]) -> dict[Site, float] | None:
+def limits_of(sae: SAE, sites: Sequence[Any]) -> dict[Any, float] | None:
     """The norm above which training left rows out, per site; None where the metadata has no such limit.
 
     `massive_norm_threshold` is one number, or one for each site read and then the one written.
@@ -71,12 +80,12 @@ def limits_of(sae: SAE, sites: Sequence[Site]) -> dict[Site, float] | None:
     return dict(zip(sites, found, strict=True))
 
 
-def _own_sites(sae: SAE) -> list[Site]:
+def _own_sites(sae: SAE) -> list[Any]:
     """Sites read and written, as far as the metadata names them in this program's words."""
     known = sae.config.metadata
     names = [*(known.get("hook_names") or [known.get("hook_name")]), known.get("hook_name_out")]
     try:
-        return Site.parse_all(name for name in names if name)
+        return list(parse_places([name for name in names if name]))
     except InputError:
         return []
 
@@ -85,7 +94,7 @@ def check_belongs(
     sae: SAE,
     *,
     model: HookedModel | str | None = None,
-    site: Site | str | Sequence[Site | str] | None = None,
+    site: Any | Sequence[Any] | None = None,
     site_out: Site | str | None = None,
     d: int | None = None,
     d_out: int | None = None,
@@ -158,6 +167,9 @@ def _name(model: HookedModel | str | None) -> str | None:
 
 
 def _same_model(name: str) -> str:
+    if "; " in name:  # of two models, each behind a name of its own
+        pairs = [part.rpartition(": ") for part in name.split("; ")]
+        return "; ".join(f"{label}: {_same_model(own)}" for label, _, own in pairs)
     hub = PRESETS[name].hub_id if name in PRESETS else name
     last = hub.rstrip("/").split("/")[-1].lower()
     return _ALIASES.get(last, last)
@@ -166,13 +178,14 @@ def _same_model(name: str) -> str:
 def _same_sites(sites: Any) -> list[str]:
     """Names as tensors: the stream before a block is the stream behind the one below it."""
     names = []
-    for text in [sites] if isinstance(sites, str | Site) else sites:
+    for text in [sites] if isinstance(sites, str | Site | ModelSite) else sites:
         try:
-            site = Site.parse(text)
+            (place,) = parse_places(text)
         except InputError:  # another tool's name: compared as it stands
             names.append(str(text))
             continue
-        if site.point is Point.RESID_PRE and site.layer:
+        model, site = (f"{place.model_name}:", place.site) if isinstance(place, ModelSite) else ("", place)
+        if isinstance(site, Site) and site.point is Point.RESID_PRE and site.layer:
             site = Site(Point.RESID_POST, site.layer - 1)
-        names.append(str(site))
+        names.append(f"{model}{site}")
     return names

@@ -17,8 +17,9 @@ Loss recovered stands near 1 for any usable SAE on the residual stream; delta CE
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -32,57 +33,99 @@ from interp.model import HookedModel
 from interp.sites import Site
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile
+from saes.belongs import PAIRED, places_of
 from saes.belongs import check_belongs as check_belongs
-from saes.belongs import places_of
 from saes.evaluation import Evaluation as Evaluation
+from saes.paired import ModelSite, parse_places
 from saes.row_quality import Limits, RowQuality, check_stored, thresholds_of
 from saes.row_quality import measure_rows as measure_rows
 from saes.row_quality import row_norms as row_norms
 from saes.row_quality import threshold_of as threshold_of
 from saes.sae import SAE
-from saes.splice import replace_from, replace_rows
+from saes.splice import Rows, replace_from, replace_rows
 
 
-@torch.no_grad()
+class LossOptions(TypedDict, total=False):
+    """What `measure_loss` and `measure_losses` take beyond SAE, model, text and site."""
+
+    site_out: Site | str | None
+    """Of a transcoder: the site it writes."""
+    max_tokens: int
+    """Predicted tokens, about (8,000)."""
+    max_length: int
+    """Of a window (256)."""
+    token_budget: int
+    """Padded tokens of a batch (1,024)."""
+    seed: int
+    """Of the order of batches (0)."""
+    force: bool
+    """Accept an SAE made for another model or site (False)."""
+    show: bool | None
+    """Whether to show a progress bar (False; None: on a terminal)."""
+
+
+class _Splice(NamedTuple):
+    """Where something is put in place of rows, and the norms at both sites beyond which a row is left alone."""
+
+    source: Site
+    target: Site
+    norms: tuple[float, float]
+
+    def edits(self, rows: Rows, allowed: Bool[Tensor, "b t"]) -> Edits:
+        """Put `rows` of what stands at `source` there or, for a transcoder, at `target`."""
+        if self.source == self.target:
+            return {self.source: replace_rows(rows, max_norm=self.norms[0], allowed=allowed)}
+        remember, write = replace_from(rows, max_norms=self.norms, allowed=allowed)
+        return {self.source: remember, self.target: write}
+
+
 def measure_loss(
     sae: SAE,
     model: HookedModel,
     tokens: TokenFile,
     site: Site | str,
     *,
-    site_out: Site | str | None = None,
     threshold: float | Limits = math.inf,
+    **options: Unpack[LossOptions],
+) -> Effects:
+    """CE and KL of the model clean, `spliced` and `zero`-ablated, on about `max_tokens` predicted tokens.
+
+    The batches are a seeded sample of the file's windows; with a smaller `token_budget` more lengths mix in it.
+    """
+    return measure_losses({"SAE": sae}, model, tokens, site, thresholds={"SAE": threshold}, **options)["SAE"]
+
+
+@torch.no_grad()
+def measure_losses(
+    saes: Mapping[str, SAE],
+    model: HookedModel,
+    tokens: TokenFile,
+    site: Site | str,
+    *,
+    thresholds: Mapping[str, float | Limits],
+    site_out: Site | str | None = None,
     max_tokens: int = 8_000,
     max_length: int = 256,
     token_budget: int = 1_024,
     seed: int = 0,
     force: bool = False,
     show: bool | None = False,
-) -> Effects:
-    """CE and KL of the model clean, `spliced` and `zero`-ablated, on about `max_tokens` predicted tokens.
+) -> dict[str, Effects]:
+    """The same for several SAEs of one site, by name: the model runs once for each of them and twice for all.
 
-    The batches are a seeded sample of the file's windows; with a smaller `token_budget` more lengths mix in it.
+    Ablated runs are shared by those that agree on what is massive, as the SAEs of a sweep do.
     """
-    places = places_of(sae, site=site, site_out=site_out)
-    if len(places.reads) > 1:
-        raise InputError("a crosscoder reads several sites and cannot be spliced into a run: measure its rows alone")
-    (source,), (target,) = places
-    check_belongs(sae, model=model, site=source, site_out=target if sae.config.is_transcoder else None, force=force)
-    limits = dict.fromkeys(places.sites, threshold) if isinstance(threshold, float | int) else threshold
-    norms = (limits[source], limits[target])
+    places: dict[str, _Splice] = {}
+    for name, sae in saes.items():
+        places[name] = _splice(sae, model, thresholds[name], site=site, site_out=site_out, force=force)
 
     def edits(batch: Batch) -> dict[str, Edits]:
         allowed = _content(batch, tokens)
-        if source == target:
-            spliced = {source: replace_rows(lambda x: sae(x), max_norm=norms[0], allowed=allowed)}
-            return {
-                "spliced": spliced,
-                "zero": {source: replace_rows(torch.zeros_like, max_norm=norms[0], allowed=allowed)},
-            }
-        runs = {}
-        for name, rows in (("spliced", lambda x: sae(x)), ("zero", lambda x: x.new_zeros(len(x), sae.W_dec.shape[1]))):
-            remember, write = replace_from(rows, max_norms=norms, allowed=allowed)
-            runs[name] = {source: remember, target: write}
+        runs: dict[str, Edits] = {}
+        for name, place in places.items():
+            width = saes[name].W_dec.shape[1]
+            runs[f"{name} spliced"] = place.edits(lambda x, sae=saes[name]: sae(x), allowed)
+            runs.setdefault(_ablated(place), place.edits(lambda x, d=width: x.new_zeros(len(x), d), allowed))
         return runs
 
     sample, found = [], 0
@@ -91,7 +134,35 @@ def measure_loss(
             break
         sample.append(batch)
         found += int((batch.lengths - 1).sum())
-    return compare(model, sample, edits, max_tokens=max_tokens, show=show)
+    whole = compare(model, sample, edits, max_tokens=max_tokens, show=show)
+    runs = {name: {"spliced": f"{name} spliced", "zero": _ablated(place)} for name, place in places.items()}
+    return {name: replace(whole, ce=_renamed(whole.ce, own), kl=_renamed(whole.kl, own)) for name, own in runs.items()}
+
+
+def _splice(
+    sae: SAE,
+    model: HookedModel,
+    threshold: float | Limits,
+    *,
+    site: Site | str,
+    site_out: Site | str | None,
+    force: bool,
+) -> _Splice:
+    places = places_of(sae, site=site, site_out=site_out)
+    if len(places.reads) > 1:
+        raise InputError("a crosscoder reads several sites and cannot be spliced into a run: measure its rows alone")
+    (source,), (target,) = places
+    check_belongs(sae, model=model, site=source, site_out=target if sae.config.is_transcoder else None, force=force)
+    limits = dict.fromkeys(places.sites, threshold) if isinstance(threshold, float | int) else threshold
+    return _Splice(source, target, (limits[source], limits[target]))
+
+
+def _ablated(place: _Splice) -> str:
+    return f"zero up to the norms {place.norms}"
+
+
+def _renamed(values: Mapping[str, float], names: Mapping[str, str]) -> dict[str, float]:
+    return {new: values[old] for new, old in names.items()}
 
 
 def evaluate(
@@ -191,6 +262,8 @@ def names_of(
     if model is None or site is None:
         what = "model" if model is None else "site"
         raise InputError(f"{store.path} and the SAE do not say which {what} they belong to: name it")
+    if two := [str(place) for place in parse_places(site) if isinstance(place, ModelSite)]:
+        raise InputError(f"the SAE reads two models ({', '.join(two)}), and {store.path} holds one: {PAIRED}")
     return model, [store.site(one) for one in Site.parse_all(site)]
 
 

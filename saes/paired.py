@@ -12,7 +12,7 @@ has a decoder block per model, and
 says where it lives: 1/2 in both models, near 0 or 1 in one alone (Lindsey et al. 2024, sparse crosscoders).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,16 @@ class ModelSite:
 
     def __str__(self) -> str:
         return f"{self.model_name}:{self.site}"
+
+
+def parse_places(sites: "Site | ModelSite | str | Iterable[Site | ModelSite | str]") -> "list[Site | ModelSite]":
+    """Read one site or several: `base:resid_post.15` is a site of one of several models."""
+    listed = [sites] if isinstance(sites, Site | ModelSite | str) else sites
+    return [ModelSite(*s.split(":", 1)) if isinstance(s, str) and ":" in s else _parsed(s) for s in listed]
+
+
+def _parsed(site: "Site | ModelSite | str") -> "Site | ModelSite":
+    return site if isinstance(site, ModelSite) else Site.parse(site)
 
 
 class PairedRows:
@@ -88,11 +98,26 @@ class PairedRows:
     def __len__(self) -> int:
         return len(self.partner)
 
-    def site(self, site: ModelSite) -> ModelSite:
+    @property
+    def path(self) -> str:
+        """Where both are, in words."""
+        return " and ".join(str(store.path) for store in self.stores.values())
+
+    def site(self, site: Site | ModelSite | str) -> ModelSite:
         """`site`, after making sure that it is stored."""
-        if site not in self.sites:
-            raise InputError(f"the paired stores hold {', '.join(map(str, self.sites))}, not {site}")
-        return site
+        (found,) = parse_places(site)
+        if not isinstance(found, ModelSite) or found not in self.sites:
+            raise InputError(f"the paired stores hold {', '.join(map(str, self.sites))}, not {found}")
+        return found
+
+    def rows(self, site: ModelSite | str, start: int, stop: int) -> Float[Tensor, "n ..."]:
+        """Rows start..stop of one site, in the order of the first store."""
+        wanted = self.site(site)
+        return self.gather([wanted], np.arange(start, stop)).acts[wanted]  # pyright: ignore[reportArgumentType]
+
+    def keys(self, start: int, stop: int) -> ActivationBatch:
+        """Token, document and position of rows start..stop (`acts` is empty)."""
+        return next(iter(self.stores.values())).keys(start, stop)
 
     def batches(
         self, sites: Sequence[ModelSite], size: int, *, seed: int, first: int = 0, epoch: int = 0

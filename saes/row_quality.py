@@ -3,14 +3,15 @@
     x = rows of the sites read, side by side      y = rows of the sites written      ŷ = SAE(x), compared with y
 
 One site for an SAE, two for a transcoder, several for a crosscoder (whose figures are over all sources together, and
-`sources` has them one by one: a layer of large norm dominates the whole). A row is massive, and kept apart, where its
+`sources` has them one by one: a layer of large norm dominates the whole). A crosscoder over two models is measured on
+`saes.paired.PairedRows`, its sites being `ModelSite`s. A row is massive, and kept apart, where its
 norm at any of these sites is above that site's limit.
 """
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,12 +23,14 @@ from interp.sites import Site
 from interp.store import ActivationStore
 from saes.belongs import Places, check_belongs, limits_of, places_of
 from saes.firing import Firing, FiringFitter
+from saes.paired import PairedRows
 from saes.reconstruction import Reconstruction, ReconstructionFitter
 from saes.sae import SAE
 from saes.splice import massive_threshold
 
 _ROWS = 4096
-Limits = Mapping[Site, float]
+Limits = Mapping[Any, float]
+Stored = ActivationStore | PairedRows
 
 
 class RowQuality(NamedTuple):
@@ -44,7 +47,7 @@ class RowQuality(NamedTuple):
     """Of a crosscoder: each site by itself, massive rows left out."""
 
 
-def row_norms(store: ActivationStore, site: Site | str) -> Float[Tensor, " n"]:
+def row_norms(store: Stored, site: Any) -> Float[Tensor, " n"]:
     """The norm of every stored row, in the store's order, float32."""
     parts = [store.rows(site, *span).flatten(1).float().norm(dim=-1) for span in _spans(len(store))]
     norms = torch.cat(parts) if parts else torch.empty(0)
@@ -62,7 +65,7 @@ def threshold_of(sae: SAE, store: ActivationStore, site: Site | str) -> float:
     return thresholds_of(sae, store, [Site.parse(site)])[Site.parse(site)]
 
 
-def thresholds_of(sae: SAE, store: ActivationStore, sites: Sequence[Site]) -> dict[Site, float]:
+def thresholds_of(sae: SAE, store: Stored, sites: Sequence[Any]) -> dict[Any, float]:
     """The same for several sites."""
     known = limits_of(sae, sites)
     return known or {site: massive_threshold(row_norms(store, site)) for site in sites}
@@ -71,8 +74,8 @@ def thresholds_of(sae: SAE, store: ActivationStore, sites: Sequence[Site]) -> di
 @torch.no_grad()
 def measure_rows(
     sae: SAE,
-    store: ActivationStore,
-    site: Site | str | Sequence[Site | str],
+    store: Stored,
+    site: Any | Sequence[Any],
     *,
     threshold: float | Limits = math.inf,
     site_out: Site | str | None = None,
@@ -84,7 +87,7 @@ def measure_rows(
     `threshold`: the norm above which a row is massive, one for all sites or one for each; `force` accepts an SAE made
     for another site.
     """
-    places = places_of(sae, site=site, site_out=site_out)
+    places = places_of(sae, site=site, site_out=site_out, paired=isinstance(store, PairedRows))
     check_stored(sae, store, places, force=force)
     limits = dict.fromkeys(places.sites, threshold) if isinstance(threshold, float | int) else threshold
     device = sae.W_dec.device
@@ -117,12 +120,12 @@ def measure_rows(
     )
 
 
-def check_stored(sae: SAE, store: ActivationStore, places: Places, *, force: bool) -> None:
+def check_stored(sae: SAE, store: Stored, places: Places, *, force: bool) -> None:
     """Refuse a store of another model, site or width than the SAE's."""
     widths = {site: math.prod(store.manifest["row_shapes"][str(store.site(site))]) for site in places.sites}
     check_belongs(
         sae,
-        model=store.specs[0].model,
+        model=store.manifest["parts"][0]["spec"].get("model"),
         site=places.reads,
         site_out=places.writes[0] if sae.config.is_transcoder else None,
         d=sum(widths[site] for site in places.reads),
@@ -131,7 +134,7 @@ def check_stored(sae: SAE, store: ActivationStore, places: Places, *, force: boo
     )
 
 
-def _cut(both: tuple[Tensor, Tensor], rows: Mapping[Site, Tensor], places: Places) -> list[tuple[Tensor, ...]]:
+def _cut(both: tuple[Tensor, Tensor], rows: Mapping[Any, Tensor], places: Places) -> list[tuple[Tensor, ...]]:
     """Target and reconstruction, each as one tensor per site written."""
     widths = [rows[site].shape[1] for site in places.writes]
     return [part.split(widths, dim=1) for part in both]

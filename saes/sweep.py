@@ -27,15 +27,17 @@ from interp.loop import NotFinite, claim
 from interp.model import HookedModel
 from interp.progress import bar
 from interp.sealing import only_writer
-from interp.store import ActivationBatch, ActivationStore
+from interp.store import ActivationBatch
 from interp.tokenfile import TokenFile
 from interp.trackers import open_tracker
 from saes.fitting import Fitting, Rows, TrainedSites, endless, finished_before, is_finished, settings
 from saes.recipe import PENALISED, TrainConfig
+from saes.row_quality import Stored
 from saes.sweep_config import Grid as Grid
 from saes.sweep_config import Members, Shape, configs_of, named
 from saes.sweep_config import load_grids as load_grids
-from saes.sweep_summary import Measure, Summary
+from saes.sweep_measure import Measure
+from saes.sweep_summary import Summary
 from saes.sweep_summary import pareto as pareto
 from saes.train import DIVERGED, damage
 
@@ -58,7 +60,7 @@ def sweep(
     *,
     site: Any | Sequence[Any],
     site_out: Any | None = None,
-    evaluate_on: ActivationStore | None = None,
+    evaluate_on: Stored | None = None,
     model: HookedModel | None = None,
     tokens: TokenFile | None = None,
     max_ce_tokens: int = 8_000,

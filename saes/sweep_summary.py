@@ -10,28 +10,19 @@ rows the SAE was trained on. A plot never mixes the two.
 import dataclasses
 import json
 import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from interp.errors import InputError
-from interp.model import HookedModel
 from interp.progress import bar
 from interp.sealing import digest, read_json, write_json
-from interp.store import ActivationStore
-from interp.tokenfile import TokenFile
-from saes.belongs import other_model
 from saes.config import SAEConfig
-from saes.evaluate import combine, evaluate
 from saes.fitting import Rows, TrainedSites, is_finished
 from saes.recipe import TrainConfig
-from saes.row_quality import measure_rows, thresholds_of
-from saes.sae import SAE
-from saes.sweep_config import FILE, Shape
+from saes.sweep_config import FILE
 from saes.sweep_config import PAGE as PAGE
+from saes.sweep_measure import Measure
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -44,76 +35,6 @@ _AXES = {
     "kl": ("KL(clean ‖ spliced), nats per token (lower is better)", True),
     "dead_fraction": ("dead features, share (lower is better)", True),
 }
-
-
-class Measure:
-    """How members are evaluated; `key` changes with anything that changes the figures."""
-
-    def __init__(
-        self,
-        store: ActivationStore,
-        sites: TrainedSites,
-        model: HookedModel | None,
-        tokens: TokenFile | None,
-        max_ce_tokens: int,
-        device: str | torch.device,
-        *,
-        rows: Rows,
-    ) -> None:
-        """Refuses, before anything is trained on `rows`, what members could not be evaluated on afterwards."""
-        self.store, self.sites, self.model, self.tokens = store, sites, model, tokens
-        self.max_ce_tokens, self.device = max_ce_tokens, device
-        text = None if model is None or tokens is None else [model.name, model.revision, tokens.digest, max_ce_tokens]
-        self.key = digest([store.manifest, text])
-        self._check(rows)
-
-    def _check(self, rows: Rows) -> None:
-        """Rows at all sites, of the same model."""
-        store = self.store
-        if len(store) == 0:
-            raise InputError(f"{store.path} holds no activations to evaluate on; extract some first")
-        for site in self.sites.all:
-            store.site(site)
-        trained = (rows.manifest.get("parts") or [{}])[0].get("spec", {}).get("model")
-        for spec in store.specs:
-            if other_model(trained, spec.model):
-                raise InputError(
-                    f"{store.path} holds activations of {spec.model}, the rows to train on are of {trained}: give "
-                    "held-out rows of the same model"
-                )
-        if other_model(trained, self.model):
-            name = None if self.model is None else self.model.name
-            raise InputError(f"next-token loss was asked for in {name}, the rows to train on are of {trained}")
-
-    def check_widths(self, shape: Shape) -> None:
-        """Refuse a store of other widths than the rows turned out to have."""
-        found = [math.prod(self.store.manifest["row_shapes"][str(site)]) for site in self.sites.all]
-        expected = [*shape.read, *([] if shape.written is None else [shape.written])]
-        if found != expected:
-            raise InputError(
-                f"{self.store.path} holds activations of width {' and '.join(map(str, found))}, the rows to train on "
-                f"have {' and '.join(map(str, expected))}: give held-out rows of the same model"
-            )
-
-    def __call__(self, path: Path) -> dict[str, Any]:
-        """The figures of the SAE in a folder, as JSON values."""
-        sae = SAE.load(path, device=self.device)
-        read, written = list(self.sites.read), self.sites.written
-        if self.model is not None and self.tokens is not None:
-            found = evaluate(
-                sae.to(self.model.device),
-                self.store,
-                read,
-                model=self.model,
-                tokens=self.tokens,
-                site_out=written,
-                max_ce_tokens=self.max_ce_tokens,
-            )
-        else:
-            limits = thresholds_of(sae, self.store, self.sites.all)
-            rows = measure_rows(sae, self.store, read, threshold=limits, site_out=written)
-            found = combine(rows, None, threshold=max(limits.values()))
-        return {name: value if math.isfinite(value) else None for name, value in found.scalars().items()}
 
 
 class Summary:
@@ -183,18 +104,32 @@ class Summary:
         for name, record in done.items():
             lines = (self.path / name / "training" / "metrics.jsonl").read_text().splitlines()
             record |= {"status": "finished", "error": None, "training": json.loads(lines[-1])}
-        waiting = [name for name in done if measure is not None and done[name]["measured"] != measure.key]
-        with bar(len(waiting), "evaluate", unit="SAE", show=False if not waiting else show) as progress:
-            for name in waiting:
-                assert measure is not None
-                done[name] |= {"held_out": measure(self.path / name), "measured": measure.key}
-                self.write()
-                progress.update(1)
+        if measure is not None:
+            waiting = [name for name in done if done[name]["measured"] != measure.key]
+            for names in self._trained_together(waiting):
+                self._evaluate(names, measure, show=show)
         self.write()
         try:
             write_page(self)
         except ImportError as error:
             _log.warning("%s was not written: %s", self.path / PAGE, error)
+
+    def _trained_together(self, names: Sequence[str]) -> list[list[str]]:
+        """In groups of one seed and batch size: what was in memory together may be again."""
+        groups: dict[tuple[Any, Any], list[str]] = {}
+        for name in names:
+            config = self.records[name]["config"]
+            groups.setdefault((config["seed"], config["batch_size"]), []).append(name)
+        return list(groups.values())
+
+    def _evaluate(self, names: Sequence[str], measure: Measure, *, show: bool | None) -> None:
+        effects = measure.losses({name: self.path / name for name in names}, show=show)
+        with bar(len(names), "evaluate", unit="SAE", show=show) as progress:
+            for name in names:
+                figures = measure(self.path / name, effects[name])
+                self.records[name] |= {"held_out": figures, "measured": measure.key}
+                self.write()
+                progress.update(1)
 
     def write(self) -> None:
         """Write `sweep.json`, whole or not at all."""

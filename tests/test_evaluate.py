@@ -18,7 +18,17 @@ from midlens.__main__ import main
 from midlens.evaluate import Evaluate
 from saes.belongs import check_belongs, limits_of
 from saes.config import SAEConfig
-from saes.evaluate import Evaluation, _content, evaluate, measure_loss, measure_rows, names_of, row_norms, threshold_of
+from saes.evaluate import (
+    Evaluation,
+    _content,
+    evaluate,
+    measure_loss,
+    measure_losses,
+    measure_rows,
+    names_of,
+    row_norms,
+    threshold_of,
+)
 from saes.reconstruction import ReconstructionFitter
 from saes.sae import SAE
 from saes.splice import massive_threshold, replace_rows
@@ -281,6 +291,46 @@ def test_tokens_are_limited(tmp_path):
     tokens = planted.token_file(tmp_path / "tokens", [20] * 12)
     found = measure_loss(_silent_sae(48), model, tokens, SITE, max_tokens=50, max_length=32, token_budget=32)
     assert 50 <= found.n_tokens < 50 + 32
+
+
+def test_several_saes_share_the_clean_and_the_ablated_run(tmp_path):
+    """Values to the last bit; ablation again where another SAE holds other rows to be massive."""
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens, store = _text_and_rows(tmp_path, model)
+    saes = {name: planted.orthonormal_sae(48, 24, k) for name, k in (("a", 2), ("b", 5), ("c", 8), ("d", 8))}
+    median = float(row_norms(store, SITE).median())
+    thresholds = {"a": median, "b": median, "c": math.inf, "d": {Site.parse(SITE): median}}
+    runs: list[int] = []
+    model.hf.register_forward_hook(lambda *_: runs.append(1))
+    options: dict = {"max_tokens": 40, "max_length": 16, "token_budget": 32}
+    alone = {
+        name: measure_loss(sae, model, tokens, SITE, threshold=thresholds[name], **options)
+        for name, sae in saes.items()
+    }
+    n_batches = len(runs) // 12
+    assert n_batches > 1 and len(runs) == 12 * n_batches
+    runs.clear()
+    assert measure_losses(saes, model, tokens, SITE, thresholds=thresholds, **options) == alone
+    assert len(runs) == (1 + 4 + 2) * n_batches
+    assert alone["a"].ce["zero"] == alone["d"].ce["zero"] != alone["c"].ce["zero"]
+    assert len({found.ce["spliced"] for found in alone.values()}) == 4
+
+
+def test_several_transcoders_share_theirs(tmp_path):
+    model = HookedModel.wrap(tiny("llama"), planted.word_tokenizer())
+    tokens = planted.token_file(tmp_path / "tokens", [9, 14])
+    saes = {}
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        config = planted.SAEConfig(d_in=48, d_sae=24, k=8, d_out=48, apply_b_dec_to_input=False)
+        weights = {"W_enc": torch.randn(48, 24, generator=g), "W_dec": torch.randn(24, 48, generator=g)}
+        saes[str(seed)] = planted.SAE.of_weights(config, **weights, b_enc=torch.zeros(24), b_dec=torch.zeros(48))
+    runs: list[int] = []
+    model.hf.register_forward_hook(lambda *_: runs.append(1))
+    places: tuple = (model, tokens, "blocks.1.ln2.hook_normalized")
+    found = measure_losses(saes, *places, site_out=OTHER, thresholds=dict.fromkeys(saes, math.inf))
+    assert len(runs) == 3 + 2
+    assert found == {name: measure_loss(sae, *places, site_out=OTHER) for name, sae in saes.items()}
 
 
 def _record(**changes) -> Evaluation:

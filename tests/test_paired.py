@@ -12,9 +12,12 @@ from interp.extract import extract
 from interp.plan import Exclusions
 from interp.sites import Site
 from interp.store import ActivationStore
+from saes.evaluate import names_of
 from saes.paired import ModelSite, PairedRows, source_shares
 from saes.recipe import TrainConfig
+from saes.row_quality import measure_rows, thresholds_of
 from saes.sae import SAE
+from saes.sweep import sweep
 from saes.train import fit
 from tests import planted
 from tests.toy_store import SITES, ToyModel, token_file
@@ -175,3 +178,75 @@ def test_latents_of_one_model_are_told_from_shared_ones(tmp_path):
         source_shares(sae, [1.0])
     with pytest.raises(InputError, match="shares of sources are for crosscoders"):
         source_shares(planted.orthonormal_sae(4, 4, 2))
+
+
+def test_rows_of_two_models_are_measured(tmp_path, stores):
+    """Against the second store's rows found by document and position; limits of massive rows are per source."""
+    rows = PairedRows(*stores)
+    config = TrainConfig(architecture="batchtopk", d_sae=12, k=2, tokens=640, batch_size=64)
+    sae = fit(rows, config, tmp_path / "sae", site=BOTH)
+    a, b = stores
+    n = len(a)
+    keys_a, keys_b = (store.keys(0, n) for store in stores)
+    place = {key: i for i, key in enumerate(zip(keys_b.doc.tolist(), keys_b.position.tolist(), strict=True))}
+    partner = [place[key] for key in zip(keys_a.doc.tolist(), keys_a.position.tolist(), strict=True)]
+    sources = [a.rows(SITES[0], 0, n), b.rows(SITES[0], 0, n)[partner]]
+    assert torch.equal(rows.rows(BOTH[1], 3, 20), sources[1][3:20]) and torch.equal(
+        rows.keys(3, 20).doc, keys_a.doc[3:20]
+    )
+    norms = [x.norm(dim=1) for x in sources]
+    limits = {site: float(norm.quantile(0.9)) for site, norm in zip(BOTH, norms, strict=True)}
+    usual = (norms[0] <= limits[BOTH[0]]) & (norms[1] <= limits[BOTH[1]])
+    assert 0 < int((~usual).sum()) < n // 4
+    found = measure_rows(sae, rows, BOTH, threshold=limits)
+    with torch.no_grad():
+        x = torch.cat(sources, 1)
+        x_hat = sae(x)
+
+    def explained(y: torch.Tensor, y_hat: torch.Tensor) -> float:
+        y, y_hat = y.double(), y_hat.double()
+        return float(1 - (y - y_hat).square().sum() / (y - y.mean(0)).square().sum())
+
+    assert found.kept.explained_variance == pytest.approx(explained(x[usual], x_hat[usual]), rel=1e-6)
+    assert found.all_rows.explained_variance == pytest.approx(explained(x, x_hat), rel=1e-6)
+    assert found.massive_rows == int((~usual).sum()) and found.n_documents == len(set(keys_a.doc.tolist()))
+    for site, columns in zip(BOTH, (slice(0, 6), slice(6, 10)), strict=True):
+        own = explained(x[usual][:, columns], x_hat[usual][:, columns])
+        assert found.sources[str(site)].explained_variance == pytest.approx(own, rel=1e-6)
+    known = thresholds_of(sae, rows, BOTH)
+    assert list(known.values()) == sae.config.metadata["massive_norm_threshold"] and list(known) == BOTH
+    named = measure_rows(sae, rows, [f"{name}:resid_post.1" for name in NAMES], threshold=limits)
+    assert named.kept == found.kept and named.sources == found.sources
+
+
+def test_what_is_measured_where_it_does_not_belong_is_refused(tmp_path, stores):
+    rows = PairedRows(*stores)
+    config = TrainConfig(architecture="batchtopk", d_sae=12, k=2, tokens=128, batch_size=64)
+    sae = fit(rows, config, tmp_path / "sae", site=BOTH)
+    one = r"reads two models \(base:blocks\.1\..*, chat:blocks\.1.*\).*one.*measure_rows, on a saes\.paired\.PairedRows"
+    with pytest.raises(InputError, match=one):
+        measure_rows(sae, stores[0], BOTH)
+    with pytest.raises(InputError, match=one):
+        names_of(sae, stores[0])
+    with pytest.raises(InputError, match=r"made for the site base:.*, chat:.*, and is asked to work on chat:.*, base:"):
+        measure_rows(sae, rows, BOTH[::-1])
+    with pytest.raises(InputError, match=r"paired stores hold base:blocks\.0.*, not blocks\.1\.hook_resid_post"):
+        measure_rows(sae, rows, [SITES[0], SITES[1]], force=True)
+    for models in ("base: toy; chat: third", "base: third; chat: other"):
+        sae.config.metadata["model_name"] = models
+        with pytest.raises(InputError, match=rf"made for the model {models}, .* on base: toy; chat: other"):
+            measure_rows(sae, rows, BOTH)
+    sae.config.metadata["model_name"] = "base: hub/Toy; chat: Other"  # other spellings of the same
+    assert measure_rows(sae, rows, BOTH).kept.n_tokens == len(rows)
+
+
+def test_a_sweep_of_crosscoders_over_two_models_is_evaluated_on_held_out_rows(tmp_path, stores):
+    rows = PairedRows(*stores)
+    config = TrainConfig(architecture="batchtopk", d_sae=12, k=2, tokens=128, batch_size=64)
+    found = sweep(rows, {"one": config}, tmp_path / "sweep", site=BOTH, evaluate_on=rows, show=False)
+    sae = SAE.load(tmp_path / "sweep" / "one")
+    expected = measure_rows(sae, rows, BOTH, threshold=thresholds_of(sae, rows, BOTH))
+    assert found.figures()["one"]["explained_variance"] == expected.kept.explained_variance
+    other = PairedRows(stores[1], stores[1])
+    with pytest.raises(InputError, match=r"holds activations of base: other; chat: other, the rows to train"):
+        sweep(rows, {"one": config}, tmp_path / "other", site=BOTH, evaluate_on=other, show=False)

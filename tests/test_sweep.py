@@ -210,7 +210,7 @@ def test_held_out_figures_are_those_of_the_evaluation(tmp_path):
         assert figures["explained_variance"] == expected.kept.explained_variance and figures["delta_ce"] is None
         assert figures["l0"] == pytest.approx((sae.encode(x[300:]).values > 0).sum().item() / 300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saes.sweep_summary.measure_rows", None)
+        patch.setattr("saes.sweep_measure.measure_rows", None)
         assert sweep(rows, grid, tmp_path / "sweep", evaluate_on=held_out, **options).records == found.records
     anew = sweep(rows, Grid(k=(2,), base=grid.base), tmp_path / "sweep", evaluate_on=other, **options)
     assert anew.held_out and all(figures["n_tokens"] == 100 for figures in anew.figures().values())

@@ -50,7 +50,13 @@ def test_a_sweep_of_a_store_with_delta_ce(source: Path, tmp_path: Path, capsys: 
         "--base.epochs", "1", "--base.batch-size", "128", "--held-out", source / "held-out",
         "--tokens", source / "held-out.tokens", "--loss-tokens", "100",
     ]  # fmt: skip
-    status, out, _ = run(capsys, *options)
+    runs: list[int] = []
+    whole = HookedModel.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HookedModel, "__call__", lambda self, *a, **o: runs.append(len(a[0])) or whole(self, *a, **o))
+        status, out, _ = run(capsys, *options)
+    assert len(runs) % (3 + 2) == 0 and all(len(set(runs[i : i + 5])) == 1 for i in range(0, len(runs), 5))
+    assert sum(runs[::5]) * 29 >= 100 > (sum(runs[::5]) - runs[-1]) * 29  # each text ran five times, for three SAEs
     assert status == 0 and "3 SAEs from one stream: " in out and out.splitlines()[-1] == f"{tmp_path}/sweep/sweep.html"
     figures = Summary.load(tmp_path / "sweep").figures()
     names = ["topk-w24-k2-lr0.003-s0", "topk-w24-k4-lr0.003-s0", "standard-w24-sparsity0.05-lr0.003-s0"]
