@@ -48,6 +48,16 @@ def weighted_bags(
     )
 
 
+def bag_sums(values: Float[Tensor, " m"], offsets: Int[Tensor, " bags"]) -> Float[Tensor, " n"]:
+    """Bag i sums `values[j]` for j from `offsets[i]` to `offsets[i + 1]`, in float32 where they have 16 bits.
+
+    Bags over a table of one 1: adding to places of the result instead takes atomics on a GPU and rounds every time.
+    """
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    nowhere = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    return weighted_bags(wide.new_ones(1, 1), nowhere, wide, offsets)[:, 0].to(values.dtype)
+
+
 def _short(indices: Tensor, limit: int) -> Tensor:
     """32-bit indices where they suffice: sorting them takes half the time, and bags a tenth to a fifth less."""
     return indices.to(torch.int32) if limit < 2**31 else indices

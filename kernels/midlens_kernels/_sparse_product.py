@@ -5,9 +5,10 @@ token row[j] and feature idx[j]; with g = dL/dpre of the m entries
 
     dL/dx[n]        = sum over entries of token n:   g W_enc[:, idx]     bags over the rows of W_enc's transpose
     dL/dW_enc[:, i] = sum over entries of feature i: g x[row]            bags over x, through the reverse index
-    dL/db_enc[i]    = sum over entries of feature i: g
+    dL/db_enc[i]    = sum over entries of feature i: g          bags of numbers, in float32 at least
 
-Where W_enc is the transpose of a stored `f d` matrix, the bags read and write that matrix's own rows.
+Every sum has a fixed order: no atomics on any device. Where W_enc is the transpose of a stored `f d` matrix, the bags
+read and write that matrix's own rows.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from midlens_kernels._bags import feature_rows_gradient, rows_of, weighted_bags
+from midlens_kernels._bags import bag_sums, reverse_index, rows_of, weighted_bags
 
 CHUNK = 2**24  # pre-activations alive at a time; 2^22 to 2^26 measured alike, as long as a chunk has 256 tokens
 
@@ -46,14 +47,16 @@ class _Entries(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, W_enc, idx, offsets = ctx.saved_tensors
         (g,) = gradients
-        f = W_enc.shape[1]
         g_x = g_W = g_b = None
         if ctx.needs_input_grad[0]:
             g_x = weighted_bags(W_enc.T.contiguous(), idx, g, offsets)
-        if ctx.needs_input_grad[1]:
-            g_W = feature_rows_gradient(x, rows_of(offsets, len(idx)), idx, g, f).T
-        if ctx.needs_input_grad[2]:
-            g_b = g.new_zeros(f).index_add_(0, idx, g)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            order, edges = reverse_index(idx, W_enc.shape[1])
+            g = g[order]
+            if ctx.needs_input_grad[1]:
+                g_W = weighted_bags(x.contiguous(), rows_of(offsets, len(idx))[order], g, edges).T
+            if ctx.needs_input_grad[2]:
+                g_b = bag_sums(g, edges)
         return g_x, g_W, g_b, None, None, None
 
 
