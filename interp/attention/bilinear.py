@@ -60,8 +60,9 @@ class Spectrum:
 class Bilinear:
     """M = left right^T for any number of heads."""
 
-    left: Float[Tensor, "*h d e"]
-    right: Float[Tensor, "*h d e"]
+    left: Float[Tensor, "..."]
+    """Of the shape `*h d e`, as is `right`; what is not is refused in words."""
+    right: Float[Tensor, "..."]
 
     def __post_init__(self) -> None:
         if self.left.shape != self.right.shape or self.left.ndim < 2:

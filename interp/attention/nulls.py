@@ -38,6 +38,7 @@ from interp.errors import InputError
 METRICS = ("routing_fraction", "routing_filtering_ratio", "rotation_share", "henrici")
 ABSCISSAE = ("spectral_abscissa", "numerical_abscissa")
 PARTS = ("routing", "filtering")
+_PIECE = 2**21  # numbers of cores at a time (16 MiB)
 _RANKS = tuple(f"{part}_{name}" for part in PARTS for name in Ranks._fields)
 
 
@@ -88,8 +89,10 @@ def gaussian_null(d: int, e: int, draws: int = 100, seed: int = 0) -> Null:
     if d < 1 or e < 1:
         raise InputError(f"d and e must be 1 or more, got d={d}, e={e}")
     rng = np.random.default_rng(seed)
-    found = [measures(Bilinear(*_triangle(d, 2 * e, 1, rng)[0].split(e, -1))) for _ in range(draws)]
-    return _null({name: torch.stack([one[name] for one in found]) for name in found[0]}, (*METRICS, *_RANKS))
+    size = max(1, _PIECE // (4 * e * e))
+    counts = [min(size, draws - begun) for begun in range(0, draws, size)]
+    found = [measures(Bilinear(*_triangle(d, 2 * e, count, rng).split(e, -1))) for count in counts]
+    return _null({name: torch.cat([one[name] for one in found]) for name in found[0]}, (*METRICS, *_RANKS))
 
 
 def _null(found: Mapping[str, Tensor], names: Sequence[str]) -> Null:
