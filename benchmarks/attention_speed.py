@@ -11,7 +11,6 @@ round. Before anything is timed both answers are compared. Llama 3.1 8B's shape:
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -112,7 +111,6 @@ def main() -> None:
     check(found)
     facts: dict[str, object] = {"arguments": {"threads": o.threads, "rounds": o.rounds, "draws": DRAWS}}
     facts["environment"] = environment(("torch", "numpy", "transformers"))
-    facts["load before"] = os.getloadavg()
     facts["whole"] = whole(model)
     torch.set_num_threads(1)
     facts["rounds"] = rounds = rounds_of(found, o.rounds, o.dense)
