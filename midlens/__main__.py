@@ -16,6 +16,7 @@ def commands() -> object:
     """The union of all subcommands, as tyro wants it. Imported here so that `import midlens` stays light."""
     import tyro
 
+    from midlens.attention import Attention
     from midlens.bench import Bench
     from midlens.discover import Discover
     from midlens.evaluate import Evaluate
@@ -34,6 +35,7 @@ def commands() -> object:
         | Annotated[Sweep, sub("sweep", description="Train many SAEs from one read of the rows, and compare them.")]
         | Annotated[Evaluate, sub("evaluate", description="Evaluate an SAE on held-out activations and text.")]
         | Annotated[Parity, sub("parity", description="Compare every site with independent implementations.")]
+        | Annotated[Attention, sub("attention", description="Routing and filtering of attention.")]
         | Annotated[Bench, sub("bench", description="How near this machine's limit extraction and SAE steps run.")]
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.attention.report_twins import twins_section
 from interp.errors import InputError
 from interp.sealing import read_json
 
@@ -25,7 +26,7 @@ def result_sections(results: Sequence[str | Path]) -> list["Section"]:
 
 def _section(path: Path) -> "Section":
     record = read_json(path, "result of surgery or of twins")
-    kinds: dict[str, Callable[[Any], Section]] = {"all_heads": surgery_section}
+    kinds: dict[str, Callable[[Any], Section]] = {"all_heads": surgery_section, "twins": twins_section}
     for key, section in kinds.items():
         if isinstance(record, dict) and key in record:
             return section(record)

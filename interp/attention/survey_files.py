@@ -83,13 +83,15 @@ class Parts:
         return [row for part in found for row in part["rows"]], sum(part["seconds"] for part in found)
 
     def arrays(self) -> dict[str, dict[int, np.ndarray]]:
-        """Arrays of all parts by name and layer."""
+        """Arrays of all parts by name and layer; only of layers that are done."""
         from safetensors.numpy import load_file
 
         found: dict[str, dict[int, np.ndarray]] = {}
-        for path in sorted(self.folder.glob("*-*.safetensors")):
-            for key, value in load_file(path).items():
-                found.setdefault(key, {})[int(path.stem.rsplit("-", 1)[1])] = value
+        for name in self.names():
+            for layer in self.layers(name):
+                path = self.folder / f"{name}-{layer:03d}.safetensors"
+                for key, value in load_file(path).items() if path.exists() else ():
+                    found.setdefault(key, {})[layer] = value
         return found
 
 
