@@ -43,7 +43,7 @@ def main() -> None:
     agree = []
     for given in o.models:
         name, _, path = given.partition("=")
-        agree.append(compare(name, path or SOURCES.get(name, name)))
+        agree.append(compare(name, path or SOURCES.get(name) or name))
     sys.exit(not all(agree))
 
 
