@@ -8,7 +8,7 @@ About 1M parameters (8 layers, width 96, 3 heads of 32), bytes of the built-in c
 for every run of a seed. In the manner of arXiv 2605.18826, whose form of S-D attention, data, optimiser, definition of
 rank and way of linearising are not known to us. One learning rate for all. Perplexities are per byte, on held-out
 documents, in float32; intervals are bootstrapped over documents. `allocated_*` take their head widths from the ranks
-that run sd_unit_0 logged after `ALLOCATED_AT` steps. Prints Markdown, writes JSON.
+that run sd_0 logged after `ALLOCATED_AT` steps. Prints Markdown, writes JSON.
 """
 
 import argparse
@@ -41,15 +41,14 @@ RUNS: dict[str, Row] = {
     "sd_1": {"attention": "sd_token", "compile": True, "seed": 1},
     "standard_1": {"attention": "standard", "seed": 1},
     "sd_unit_0": {"attention": "sd_unit", "compile": True},
-    "sd_unit_1": {"attention": "sd_unit", "compile": True, "seed": 1},
     "standard_nonorm_0": {"attention": "standard", "norm": False},
-    "sd_unit_learned_0": {"attention": "sd_unit", "compile": True, "rotary": False},
+    "sd_learned_0": {"attention": "sd_token", "compile": True, "rotary": False},
     "elu4_0": {"attention": "standard", "elu_first": 4},
-    "allocated_sd_unit_0": {"attention": "sd_unit", "compile": True},
+    "allocated_sd_0": {"attention": "sd_token", "compile": True},
     "allocated_standard_0": {"attention": "standard"},
 }
-SWEPT = ("sd_0", "sd_unit_0", "sd_unit_1", "standard_0", "standard_1", "standard_nonorm_0")
-ALLOCATED_AT = 640
+SWEPT = ("sd_0", "sd_1", "sd_unit_0", "standard_0", "standard_1", "standard_nonorm_0")
+ALLOCATED_AT = 1500
 DOCUMENTS, SWEEP_DOCUMENTS, RANKED, CALIBRATION = 200, 24, 16, 64
 
 
@@ -60,10 +59,10 @@ def lines(folder: Path) -> list[Row]:
 
 
 def training(name: str, runs: Path) -> TwinTraining:
-    """Settings of a run; for the allocated ones, head widths from the ranks of sd_unit_0."""
+    """Settings of a run; for the allocated ones, head widths from the ranks of sd_0."""
     widths: Row = {}
     if name.startswith("allocated"):
-        [line] = [line for line in lines(runs / "sd_unit_0") if line["step"] == ALLOCATED_AT]
+        [line] = [line for line in lines(runs / "sd_0") if line["step"] == ALLOCATED_AT]
         ranks = [line[f"operating_erank2_{layer}"] for layer in range(8)]
         widths = {"head_widths": allocated_widths(ranks, 32)}
     return TwinTraining(**(SHARED | RUNS[name] | widths))

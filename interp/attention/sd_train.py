@@ -3,9 +3,11 @@
     folder/model.safetensors    the trained weights (float32), with the model's shape in the file's header
     folder/training/            run.json, metrics.jsonl (loss in nats per byte; ranks at log-spaced steps), checkpoints
 
-AdamW (0.9, 0.95; decay on matrices), warm-up, cosine to a tenth, gradients clipped to norm 1. Weights, moments and the
-residual stream are float32; matrix products run in `compute`. A run is a function of its settings: order, start and
-schedule come from (seed, step), and a run that was killed goes on bit for bit (`interp.loop`).
+AdamW (0.9, 0.95; decay on matrices), warm-up, cosine to a tenth, gradients clipped to norm 1. Weights, moments and
+the residual stream are float32; matrix products run in `compute`. A step whose gradient is not finite counts as a
+gradient of zero, and as `skipped` in the log; a run in which all steps between two lines of the log are, ends. A run
+is a function of its settings: order, start and schedule come from (seed, step), and a run that was killed goes on bit
+for bit (`interp.loop`).
 """
 
 import dataclasses
@@ -123,7 +125,8 @@ class Training:
     def __init__(self, config: TwinTraining, ranked: Tensor, device: str | torch.device = "cpu") -> None:
         self.config, self.ranked, self.done = config, ranked.to(device), 0
         self.model = Twin(config.shape(), seed=config.seed).to(device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.skipped = torch.tensor([0.0, 0.0, 0.0, 1.0], device=device)
         named = dict(self.model.named_parameters())
         kept = {name for name, p in named.items() if p.ndim < 2 or name.endswith("attention.delta")}
         decayed = [p for name, p in named.items() if name not in kept]
@@ -142,17 +145,23 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.grad.nan_to_num_(0.0)  # all of it, if the norm is not finite: one window in 5,000 overflows S-D
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.done)
         self.optimizer.step()
         self.done += 1
-        self.sums += torch.stack([torch.ones_like(loss), loss.detach(), norm]).double()
+        one, sound = torch.ones_like(norm), norm.isfinite()
+        self.sums += torch.where(sound, torch.stack([one, loss.detach(), norm, 0 * one]), self.skipped).double()
 
     def metrics(self) -> dict[str, float]:
-        """Loss in nats per byte and gradient norm since the last call; ranks where they are due."""
-        steps, loss, norm = self.sums.tolist()
+        """Loss in nats per byte and gradient norm since the last call, skipped steps; ranks where they are due."""
+        steps, loss, norm, skipped = self.sums.tolist()
         self.sums.zero_()
+        steps = steps or math.nan
         found = {"loss": loss / steps, "gradient_norm": norm / steps, "lr": self.config.rate(self.done - 1)}
+        found["skipped"] = skipped
         if log_spaced(self.done, self.config.log_every) or self.done == self.config.steps:
             found |= rank_metrics(self.model, self.ranked)
         return found
