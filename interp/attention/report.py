@@ -47,6 +47,7 @@ _GLOSSARY = {
     "rotation share": "Σ|Im λ| / Σ|λ| over the eigenvalues of M",
     "non-normality": "√(‖M‖² − Σ|λ|²) / ‖M‖ (Henrici)",
     "directionality": "excess of large row norms over large column norms, −1 to 1; negative: few large columns",
+    "random weights": "heads of independent Gaussian numbers of the same shape; abscissae scale with the head, so none",
     "matched null": "the same singular values of M in random orientations; z is in its standard deviations",
     "previous token, duplicate token, induction": "attention paid to the position before, to earlier copies of the "
     "token, to what followed them, on repeated random tokens",
@@ -153,10 +154,19 @@ def _against_null(one: "ModelSurvey") -> "Part":
         far = (
             number(100 * beyond(one.rows, f"z_{name}"), ".0f") + " %" if values(one.rows, f"z_{name}").size else MISSING
         )
-        null, score = median(one, f"null_{name}"), median(one, f"z_{name}")
-        cells = [number(middle, ".3g"), number(low, ".3g"), number(high, ".3g"), number(null, ".3g")]
+        null, score, chance = (median(one, f"{prefix}{name}") for prefix in ("null_", "z_", "gaussian_"))
+        cells = [number(value, ".3g") for value in (middle, low, high, chance, null)]
         lines.append([title, *cells, number(score, "+.1f"), far])
-    head = ["weight kernel", "median", "lower quartile", "upper quartile", "matched null", "median z", "heads |z| > 2"]
+    head = [
+        "weight kernel",
+        "median",
+        "lower quartile",
+        "upper quartile",
+        "random weights",
+        "matched null",
+        "median z",
+        "heads |z| > 2",
+    ]
     return Table(head, lines, title=f"{one.name}: {len(one.rows):,} heads against their nulls")
 
 
@@ -189,7 +199,7 @@ def _abscissa_note(surveys: Sequence["ModelSurvey"]) -> str:
     for one in surveys:
         found, null = positive(one.rows, "spectral_abscissa"), positive(one.rows, "null_spectral_abscissa")
         if found:
-            beside = f", and of their nulls {null['heads']:,} of {null['of']:,}" if null else ""
+            beside = f", and {null['heads']:,} of {null['of']:,} of their nulls, on average" if null else ""
             said.append(f"{one.name}: {found['heads']:,} of {found['of']:,} heads{beside}")
     return (
         "That an eigenvalue of a head has a positive real part is no finding by itself: random matrices with the same "

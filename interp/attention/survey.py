@@ -30,6 +30,7 @@ from interp.attention.survey_result import ModelSurvey
 from interp.batching import Batch
 from interp.errors import InputError
 from interp.model import HookedModel
+from interp.progress import bar
 from interp.sealing import differences, only_writer, read_json, write_json
 
 __all__ = ["ModelSurvey", "SurveyConfig", "survey"]
@@ -97,6 +98,7 @@ def _one(
         facts = _facts(label, model)
         if known is not None and (differ := differences(known, facts)):
             raise InputError(f"{folder} holds a survey of another model ({differ}); give another folder")
+        config.check_heads(facts["shape"], label)
         write_json(folder / "model.json", facts)
         _fill(model, parts, asked, config, text, announce, progress)
     found = ModelSurvey.load(folder, asked)
@@ -131,19 +133,34 @@ def _fill(
     for name, layers in _missing(parts, asked, config, shape_of(model)["layers"]).items():
         part = asked[name]
         batches = [[layer] for layer in layers] if part.by_layer else [layers]
-        for batch in batches:
-            start = time.perf_counter()
-            try:
-                with torch.no_grad():
-                    rows, arrays = part.measure(model, batch, config, text, progress and not part.by_layer)
-            except InputError as reason:
-                parts.refuse(name, str(reason))
-                announce(f"{name}: not measured, {reason}")
-                break
-            seconds = (time.perf_counter() - start) / len(batch)
-            for layer in batch:
-                own = [row for row in rows if row["layer"] == layer]
-                parts.write(name, layer, own, seconds, arrays.get(layer, {}))
+        show = None if progress and part.by_layer else False
+        with bar(len(batches), name, unit="layer", show=show) as shown:
+            for batch in batches:
+                try:
+                    _measure(model, part, parts, batch, config, text, progress and not part.by_layer)
+                except InputError as reason:
+                    parts.refuse(name, str(reason))
+                    announce(f"{name}: not measured, {reason}")
+                    break
+                shown.update(1)
+
+
+def _measure(
+    model: Model,
+    part: survey_parts.Part,
+    parts: Parts,
+    layers: list[int],
+    config: SurveyConfig,
+    text: survey_parts.Text,
+    progress: bool,
+) -> None:
+    start = time.perf_counter()
+    with torch.no_grad():
+        rows, arrays = part.measure(model, layers, config, text, progress)
+    seconds = (time.perf_counter() - start) / len(layers)
+    for layer in layers:
+        own = [row for row in rows if row["layer"] == layer]
+        parts.write(part.name, layer, own, seconds, arrays.get(layer, {}))
 
 
 def _export(found: ModelSurvey, config: SurveyConfig, announce: Callable[[str], None]) -> None:

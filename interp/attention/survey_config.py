@@ -1,5 +1,6 @@
 """Options of a survey, checked as soon as they are written down."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from interp.errors import InputError
@@ -59,6 +60,16 @@ class SurveyConfig:
         if outside := [layer for layer in chosen if not 0 <= layer < n_layers]:
             raise InputError(f"layer {outside[0]} does not exist: the model has {n_layers} layers, 0 to {n_layers - 1}")
         return chosen
+
+    def check_heads(self, shape: Mapping[str, int], name: str) -> None:
+        """Refuse heads to draw that will not be there."""
+        layers = self.chosen_layers(shape["layers"])
+        for layer, head in map(parse_head, self.heads):
+            if layer not in layers or head >= shape["heads"]:
+                raise InputError(
+                    f"head {layer}.{head} is not among those measured in {name}: layers {layers[0]} to {layers[-1]}, "
+                    f"heads 0 to {shape['heads'] - 1}"
+                )
 
 
 def parse_head(name: str) -> tuple[int, int]:

@@ -41,10 +41,11 @@ class Parts:
     def open(self, name: str, settings: Mapping[str, Any]) -> None:
         """Begin or go on with a part; one that was made with other settings is refused."""
         path = self.folder / f"{name}.json"
-        if not path.exists():
+        differ = differences(self.facts(name)["settings"], settings) if path.exists() else ""
+        if not path.exists() or (differ and not self.layers(name)):  # nothing would be mixed
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"settings": dict(settings), "refused": None})
-        elif differ := differences(read_json(path, "part of a survey")["settings"], settings):
+        elif differ:
             raise InputError(
                 f"{self.folder.parent} holds the part {name!r} made with other settings ({differ}); give the "
                 "same settings, or another folder"

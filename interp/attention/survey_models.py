@@ -35,7 +35,7 @@ Model = HookedModel | nn.Module
 
 def open_model(name: str, *, dtype: str | None = None, device: str | None = None) -> Model:
     """A `HookedModel`, or the bare module of an encoder."""
-    source = name if name in PRESETS else FIVE.get(name, name)
+    source = name if name in PRESETS or Path(name).is_dir() else FIVE.get(name, name)
     if (found := _encoder(source)) is not None:
         return _open_encoder(*found, dtype, device)
     return HookedModel.load(source, dtype=dtype, device=device)

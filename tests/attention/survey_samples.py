@@ -155,3 +155,27 @@ def _cut(heads: str, level: str | None, gauge: str | None, perplexity: float, **
     for name, value in (("ce", math.log(perplexity)), ("delta_ce", math.log(perplexity / 38.5))):
         row |= {name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1}
     return row | {f"perplexity{end}": math.exp(row[f"ce{end}"]) for end in ("", "_low", "_high")}
+
+
+def twins() -> dict[str, Any]:
+    """As `midlens attention cascade` writes it: two seeds of one kind, one of another with narrower attention."""
+    found = []
+    for label, seed, attention, size in (
+        ("sd", 0, "sd_token", 900),
+        ("sd", 1, "sd_token", 900),
+        ("std", 0, "standard", 500),
+    ):
+        perplexity = 6.0 + seed + 2 * (attention == "standard")
+        rows = [{"layer": layer, "operating_erank2": 2.0 + layer + seed, "kernel_erank2": 20.0} for layer in range(4)]
+        cuts = [
+            {"mode": mode, "layers": n, "perplexity": perplexity, "ratio": 1 + n / 100, "low": 1.0, "high": 1.2}
+            for mode in ("mean", "taylor", "zero")
+            for n in range(1, 5)
+        ]
+        found.append(
+            {"folder": f"{label}-{seed}", "label": label, "attention": attention, "seed": seed, "parameters": 1000}
+            | {"attention_parameters": size, "bytes": 5000, "documents": 7, "ranks": rows, "linearised": cuts}
+            | {"perplexity": perplexity, "perplexity_low": perplexity - 0.1, "perplexity_high": perplexity + 0.1}
+            | {"log": [{"step": 2**n, "operating_erank2_0": 2.0, "operating_erank2_3": 2.0 + n} for n in range(5)]}
+        )
+    return {"format": "midlens-attention-twins", "twins": found}

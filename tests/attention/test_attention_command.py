@@ -59,7 +59,7 @@ def test_a_survey_of_two_models(source: Path, tmp_path: Path, capsys: pytest.Cap
         (["llama", "--layers"], "no layer was chosen, so no head"),
         (["llama", "--layers", "9"], "layer 9 does not exist: the model has 3 layers"),
         (["llama", "--heads", "1"], "'1' is no head; expected LAYER.HEAD"),
-        (["llama", "--layers", "0", "--heads", "1.0"], "head 1.0 was not measured in"),
+        (["llama", "--layers", "0", "--heads", "1.0"], "head 1.0 is not among those measured in"),
         (["llama", "--max-length", "41"], "no document of"),
     ],
 )

@@ -82,7 +82,7 @@ def test_the_caveats_stand_on_the_page_in_plain_words(page: Path):
         "A causal model never uses the score of a later position",
         "A rank is a matter of definition",
         "random matrices with the same singular values have one too",
-        "whole: 72 of 72 heads, and of their nulls 72 of 72",
+        "whole: 72 of 72 heads, and 72 of 72 of their nulls, on average",
         "no reproduction of its tables",
     ):
         assert said in text, said
@@ -110,6 +110,25 @@ def test_surgery_joins_the_page_or_has_one_of_its_own(surveys: list[ModelSurvey]
     assert "3.1 position, raw routing +0.5000" in text
     both = write_report(tmp_path / "both.html", surveys[:1], results=[path])
     assert set(titles(alone)) < set(titles(both))
+
+
+def test_twins_of_several_seeds_are_put_together(tmp_path: Path):
+    path = tmp_path / "cascade.json"
+    path.write_text(json.dumps(samples.twins()))
+    page = write_report(tmp_path / "twins.html", [], results=[path])
+    assert titles(page)[:3] == ["Cascade, operating", "Cascade, weights", "Cascade over training"]
+    assert "Attention&#x27;s size against perplexity" in titles(page)
+    drawn = [
+        json.loads(block) for block in re.findall(r'type="application/json"[^>]*>(.*?)</script>', page.read_text())
+    ]
+    cascade, linearised = drawn[0], drawn[3]
+    lines = {trace["name"]: trace["y"] for trace in cascade["data"] if trace.get("name")}
+    assert lines["sd"] == [2.5, 3.5, 4.5, 5.5] and lines["std"] == [2.0, 3.0, 4.0, 5.0]
+    (band,) = [trace["y"] for trace in cascade["data"] if trace.get("fill") == "toself"]
+    assert band == [2.0, 3.0, 4.0, 5.0, 6.0, 5.0, 4.0, 3.0]
+    costs = {trace["name"]: trace["y"] for trace in linearised["data"] if trace.get("name")}
+    assert costs["std"] == pytest.approx([1, 2, 3, 4])
+    assert "sd 1 1,000 900 7.000 6.900 7.100 3.0 6.0" in plain(page)
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path):

@@ -199,7 +199,7 @@ def test_bad_input_is_named(llama: tuple[HookedModel, Path], tmp_path: Path):
         SurveyConfig(heads=("5",))
     with pytest.raises(InputError, match="layer 7 does not exist: the model has 3 layers, 0 to 2"):
         run(model, tmp_path / "a", SurveyConfig(layers=(1, 7)))
-    with pytest.raises(InputError, match=r"head 1\.9 was not measured in .*: layers 0 to 2, heads 0 to 3 were"):
+    with pytest.raises(InputError, match=r"head 1\.9 is not among those measured in .*: layers 0 to 2, heads 0 to 3"):
         run(model, tmp_path / "b", SurveyConfig(draws=2, offsets=4, heads=("1.9",)))
     with pytest.raises(InputError, match="is no model: there is no such folder or file"):
         open_model("no such model")
@@ -264,6 +264,18 @@ def test_parts_keep_only_whole_layers(tmp_path: Path):
     assert parts.layers("kernel") == [3] and parts.names() == ["kernel"]
     assert parts.read("kernel") == ([{"layer": 3, "head": 0, "x": None, "y": 0.1, "z": 2.0}], 1.5)
     assert parts.arrays()["values"][3].tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="other settings"):
+        parts.open("kernel", {"draws": 3})
+
+
+def test_a_refused_part_may_be_tried_with_other_settings(tmp_path: Path):
+    parts = Parts(tmp_path)
+    parts.open("operating", {"max_length": 512})
+    parts.refuse("operating", "no document is that long")
+    parts.open("operating", {"max_length": 512})
+    assert parts.facts("operating")["refused"] == "no document is that long"
+    parts.open("operating", {"max_length": 32})
+    assert parts.facts("operating") == {"settings": {"max_length": 32}, "refused": None}
 
 
 def test_tables_are_joined_by_head_not_by_place():
