@@ -6,7 +6,7 @@
     operating, corpus_gram      the same of q k^T, of one input or of a corpus
     behaviour           what heads do: previous token, induction, sinks
     surgery             the model run with parts of its interaction changed
-    survey, report      all of it as one command and one page
+    survey              all of it as one command; its page: interp.attention_report
 
 In the manner of Jamil and Kapadia 2026, "The Routing and Filtering Structure of Attention" (arXiv 2605.18826).
 """

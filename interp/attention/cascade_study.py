@@ -86,7 +86,7 @@ def cascade_study(
     text = {"corpus": held_out.source, "digest": held_out.digest, "documents": config.documents}
     write_json(out / CASCADE_FILE, {"format": CASCADE_FORMAT, "version": _VERSION, "text": text, "twins": twins})
     try:
-        from interp.attention.report import write_report
+        from interp.attention_report.report import write_report
 
         write_report(out / "cascade.html", [], results=[out / CASCADE_FILE])
     except ImportError as error:

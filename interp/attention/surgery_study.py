@@ -100,7 +100,7 @@ def _bases(
 
 def _write_page(out: Path, announce: Callable[[str], object]) -> None:
     try:
-        from interp.attention.report import write_report
+        from interp.attention_report.report import write_report
 
         write_report(out / "surgery.html", [], results=[out / SURGERY_FILE])
     except ImportError as error:

@@ -185,7 +185,7 @@ def _record(found: Sequence[ModelSurvey]) -> dict[str, Any]:
 
 def _write_page(found: Sequence[ModelSurvey], out: Path, config: SurveyConfig, results: Sequence[str | Path]) -> None:
     try:
-        from interp.attention.report import write_report
+        from interp.attention_report.report import write_report
 
         write_report(out / PAGE, found, results=results, heads=config.heads)
     except ImportError as error:

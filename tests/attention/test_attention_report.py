@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from interp.attention.report import number, write_report
 from interp.attention.survey_result import ModelSurvey
+from interp.attention_report.report import number, write_report
 from interp.errors import InputError
 from tests.attention import survey_samples as samples
 from tests.browser_tab import chromium, needs_chromium

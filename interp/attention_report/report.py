@@ -78,9 +78,9 @@ def write_report(
 
     Without a survey the page holds the results alone.
     """
-    from interp.attention.report_behaviour import behaviour_section, rope_section
-    from interp.attention.report_results import result_sections
-    from interp.attention.report_structure import depth_section, eigenvalue_section, null_section, spectra_section
+    from interp.attention_report.behaviour import behaviour_section, rope_section
+    from interp.attention_report.results import result_sections
+    from interp.attention_report.structure import depth_section, eigenvalue_section, null_section, spectra_section
     from interp.page import Page
 
     more = result_sections(results)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.attention.report_twins import twins_section
+from interp.attention_report.twins import twins_section
 from interp.errors import InputError
 from interp.sealing import read_json
 

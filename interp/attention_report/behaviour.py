@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from interp.attention.report import number
 from interp.attention.survey_summary import BEHAVIOUR, values
+from interp.attention_report.report import number
 
 if TYPE_CHECKING:
     from interp.attention.survey_result import ModelSurvey
