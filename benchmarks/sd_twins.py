@@ -49,7 +49,7 @@ RUNS: dict[str, Row] = {
 }
 SWEPT = ("sd_0", "sd_1", "sd_unit_0", "standard_0", "standard_1", "standard_nonorm_0")
 ALLOCATED_AT = 1500
-DOCUMENTS, SWEEP_DOCUMENTS, RANKED, CALIBRATION = 200, 24, 16, 64
+DOCUMENTS, SWEEP_DOCUMENTS, RANKED, CALIBRATION = 100, 16, 16, 64
 
 
 def lines(folder: Path) -> list[Row]:
@@ -96,6 +96,7 @@ def measured(name: str, runs: Path, data: tuple[Windows, Windows, Windows]) -> R
         "high": float(high),
         "losses": sums.tolist(),
         "counts": counts.tolist(),
+        "skipped": int(sum(line.get("skipped", 0) for line in logged)),
         "loss_by_step": [(line["step"], line["loss"], line["gradient_norm"]) for line in logged],
         "ranks": rank_rows(model, ranked),
         "ranks_untrained": rank_rows(Twin(model.config, seed=config.seed), ranked),
@@ -136,8 +137,11 @@ def difference(a: Row, b: Row) -> str:
 def table(result: Row) -> Iterator[str]:
     """Markdown."""
     rows = {row["name"]: row for row in result["runs"]}
-    yield "| run | layer norm | parameters | of attention | perplexity per byte | ratio to standard, same seed |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        "| run | layer norm | parameters | of attention | perplexity per byte | ratio to standard, same seed "
+        "| worst document, nats per byte | steps skipped |"
+    )
+    yield "|---" * 8 + "|"
     for name, row in rows.items():
         base = rows.get(f"standard_{row['training']['seed']}")
         ratio = "-" if base is None or base is row else difference(row, base)
@@ -145,7 +149,8 @@ def table(result: Row) -> Iterator[str]:
         norm = row["training"]["attention"] == "standard" if norm is None else norm
         yield (
             f"| {name} | {'yes' if norm else 'no'} | {row['parameters']:,} | {row['attention_parameters']:,} "
-            f"| {row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | {ratio} |"
+            f"| {row['perplexity']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | {ratio} "
+            f"| {max(np.array(row['losses']) / np.array(row['counts'])):.2f} | {row['skipped']} |"
         )
     yield from rank_table(rows)
     yield from linear_table(rows)
