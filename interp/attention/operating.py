@@ -31,6 +31,7 @@ from torch import Tensor
 from interp.attention.bilinear import Bilinear, Spectrum
 from interp.attention.passes import Tokens, batches_of, compared
 from interp.attention.ranks import Ranks
+from interp.attention.threads import one_thread
 from interp.errors import InputError
 from interp.model import HookedModel
 
@@ -104,12 +105,13 @@ def operating_rows(
         if len(q) < 2 + skip_first:
             continue
         columns, n, e = found[layer], len(q) - skip_first, q.shape[-1]
-        for gauge in gauges:
-            b = operating(q, k, scale=model.cfg.scale(layer), gauge=gauge, skip_first=skip_first)
-            routing, filtering = b.routing(), b.filtering()
-            rms = (routing.energy + filtering.energy).sqrt() / n
-            for name, value in (split_columns(routing, filtering) | {"rms": rms}).items():
-                columns[f"op_{gauge}_{name}"].append(value)
+        with one_thread():
+            for gauge in gauges:
+                b = operating(q, k, scale=model.cfg.scale(layer), gauge=gauge, skip_first=skip_first)
+                routing, filtering = b.routing(), b.filtering()
+                rms = (routing.energy + filtering.energy).sqrt() / n
+                for name, value in (split_columns(routing, filtering) | {"rms": rms}).items():
+                    columns[f"op_{gauge}_{name}"].append(value)
         columns["op_capacity"].append(torch.full((q.shape[1],), min(n, 2 * e) // 2 * 2.0))
         columns["op_positions"].append(torch.full((q.shape[1],), float(n)))
     if not found:
