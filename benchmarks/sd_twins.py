@@ -118,7 +118,10 @@ def everything(runs: Path) -> Row:
         kept = runs / name / "measured.json"
         if not kept.exists():
             write_json(kept, measured(name, runs, data))
-        rows.append(read_json(kept, "measurement"))
+        row = read_json(kept, "measurement")
+        for cell in row.get("linearised", []):
+            cell |= {key: None for key in ("perplexity", "ratio", "low", "high") if not np.isfinite(cell[key])}
+        rows.append(row)
     return {
         "environment": environment(("midlens", "numpy", "torch")),
         "setting": SHARED,
@@ -178,10 +181,15 @@ def linear_table(rows: dict[str, Row]) -> Iterator[str]:
     for name, row in rows.items():
         found = row.get("linearised", [])
         for mode in dict.fromkeys(cell["mode"] for cell in found):
-            cells = [
-                f"{cell['ratio']:.3g} [{cell['low']:.3g}, {cell['high']:.3g}]" for cell in found if cell["mode"] == mode
-            ]
+            cells = [in_words(cell) for cell in found if cell["mode"] == mode]
             yield f"| {name}, {mode} | " + " | ".join(cells) + " |"
+
+
+def in_words(cell: Row) -> str:
+    """A ratio and its bounds; JSON has no infinity."""
+    if cell["high"] is None:
+        return "overflows"
+    return f"{cell['ratio']:.3g} [{cell['low']:.3g}, {cell['high']:.3g}]"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
