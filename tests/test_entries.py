@@ -26,6 +26,8 @@ def test_dense_and_sparse_entries_send_the_same_gradients(compute):
         (entries.decode(entries.pre.relu(), sae.W_dec) - target).square().mean().backward()
         found.append({name: parameter.grad for name, parameter in sae.named_parameters()})
     for name in ("encoder", "b_enc", "W_dec", "b_dec"):
-        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6, msg=name)
+        # Entries are sums over 40 rows that may cancel: what rounding leaves is relative to the largest of them.
+        dense, sparse = (gradients[name] for gradients in found)
+        assert (dense - sparse).abs().max() <= 1e-6 * dense.abs().max(), name
     rounded = found[0]["encoder"].to(torch.bfloat16).float()
     assert not torch.equal(found[0]["encoder"], rounded)

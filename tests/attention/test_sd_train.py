@@ -108,8 +108,8 @@ def test_resume_is_bit_exact(tmp_path: Path, attention: str, compute: str) -> No
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "killed/metrics.jsonl").read_bytes()
 
 
-def test_a_step_that_overflows_changes_nothing() -> None:
-    """One byte whose embedding overflows the cubic form: its step is skipped, counted, and leaves only decay."""
+def test_a_step_that_overflows_takes_a_gradient_of_zero() -> None:
+    """One byte whose embedding overflows the cubic form: counted; without momentum, and decay, nothing moves."""
     training = Training(toy(weight_decay=0.0, lr=1e-3, warmup=0), torch.zeros(1, 16, dtype=torch.long))
     with torch.no_grad():
         training.model.embedding[7] = 1e15
