@@ -9,7 +9,7 @@ Runs that differ in their seed alone have one `label`.
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class CascadeConfig:
     documents: int = 200
     """Held-out documents that perplexities are measured on."""
     sequences: int = 16
-    """Full held-out windows behind ranks."""
+    """Held-out documents behind ranks, the first full window of each."""
     calibration: int = 64
     """Full training windows behind mean operators."""
     linearise: bool = True
@@ -108,6 +108,10 @@ def _facts(folder: Path, how: TwinTraining, sizes: dict[str, int]) -> dict[str, 
     return facts | {"bytes_trained": how.total_bytes, **sizes, "log": _ranks_logged(folder)}
 
 
+def _numbers(row: Mapping[str, Any]) -> list[float]:
+    return [value for value in row.values() if isinstance(value, float)]
+
+
 def _ranks_logged(folder: Path) -> list[dict[str, float]]:
     """The steps of the training log that hold ranks; none where there is no log."""
     path = folder / "training" / "metrics.jsonl"
@@ -120,15 +124,16 @@ def _measured(model: Any, data: Windows, calibration: Windows, config: CascadeCo
     nats, counts = document_losses(model, data)
     kept = counts > 0
     nats, counts = nats[kept], counts[kept]
+    if not np.isfinite(nats).all():
+        raise InputError(
+            "a twin's losses on held-out text are not finite: attention that is not normalised can overflow. Train it "
+            "with a lower learning rate, or leave it out"
+        )
+    mean = nats.sum() / counts.sum()
     low, high = bootstrap_ratio(nats, counts, seed=config.seed)
-    full = data.full.nonzero()[:, 0][: config.sequences]
-    if not len(full):
-        raise InputError("no held-out document fills a window, so ranks cannot be measured; give more documents")
-    ranks = rank_rows(model, data.batch(full)[0])
+    ranks = rank_rows(model, data.batch(data.spread(config.sequences))[0])
     found: dict[str, Any] = {
-        "perplexity": math.exp(nats.sum() / counts.sum()),
-        "perplexity_low": math.exp(low),
-        "perplexity_high": math.exp(high),
+        **{f"perplexity{end}": float(np.exp(x)) for end, x in (("", mean), ("_low", low), ("_high", high))},
         "bytes": int(counts.sum()),
         "ranks": ranks,
         "proposed_widths": list(
@@ -141,5 +146,7 @@ def _measured(model: Any, data: Windows, calibration: Windows, config: CascadeCo
     if config.linearise:
         modes: list[LinearMode] = [mode for mode in MODES if mode != "taylor" or "elu" not in model.config.kinds]
         means = mean_operators(model, calibration, most=config.calibration)
-        found["linearised"] = linearise_sweep(model, data, means, modes=modes)
+        rows = linearise_sweep(model, data, means, modes=modes)
+        # JSON has no infinity, and a twin that overflows has no cost that could be drawn.
+        found["linearised"] = [row for row in rows if all(map(math.isfinite, _numbers(row)))]
     return found | {"documents": int(np.count_nonzero(kept))}

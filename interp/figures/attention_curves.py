@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Rows, add_level, has, log_axis, look, soft
+from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, has, log_axis, look, soft
 from interp.figures.style import PALETTE, blank
 
 if TYPE_CHECKING:
@@ -64,17 +64,7 @@ def curves(
     for number, (name, points) in enumerate(shown.items()):
         colour, dash, symbol = look(name, number)
         if band := (bands or {}).get(name):
-            figure.add_scatter(
-                x=[*(x for x, _, _ in band), *(x for x, _, _ in reversed(band))],
-                y=[*(low for _, low, _ in band), *(high for _, _, high in reversed(band))],
-                fill="toself",
-                fillcolor=soft(colour, 0.15),
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=name,
-            )
+            add_band(figure, band, colour=colour, name=name)
         figure.add_scatter(
             x=[x for x, _ in points],
             y=[y for _, y in points],

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Rows, add_level, by_layer, has, log_axis, look, soft
+from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, by_layer, has, log_axis, look
 from interp.figures.style import blank
 
 if TYPE_CHECKING:
@@ -31,20 +31,7 @@ def depth_plot(
     for number, (name, found) in enumerate(shown.items()):
         colour, dash, symbol = look(name, number)
         layers = list(found)
-        band = {
-            "x": [*layers, *layers[::-1]],
-            "y": [*(q.low for q in found.values()), *(q.high for q in reversed(found.values()))],
-        }
-        figure.add_scatter(
-            **band,
-            fill="toself",
-            fillcolor=soft(colour, 0.13),
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
-        )
+        add_band(figure, [(layer, q.low, q.high) for layer, q in found.items()], colour=colour, name=name)
         figure.add_scatter(
             x=layers,
             y=[q.median for q in found.values()],

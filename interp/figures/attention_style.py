@@ -126,3 +126,20 @@ def add_level(figure: "plotly.graph_objects.Figure", ends: tuple[float, float], 
 
 def _tick(value: float) -> str:
     return f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:g}"
+
+
+def add_band(
+    figure: "plotly.graph_objects.Figure", points: Sequence[tuple[float, float, float]], *, colour: str, name: str
+) -> None:
+    """The area between low and high of (x, low, high), which belongs to the series `name`."""
+    figure.add_scatter(
+        x=[*(x for x, _, _ in points), *(x for x, _, _ in reversed(points))],
+        y=[*(low for _, low, _ in points), *(high for _, _, high in reversed(points))],
+        fill="toself",
+        fillcolor=soft(colour, 0.14),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+    )
