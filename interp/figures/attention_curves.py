@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, has, log_axis, look, soft
+from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, has, log_axis, looks, soft
 from interp.figures.style import PALETTE, blank
 
 if TYPE_CHECKING:
@@ -60,9 +60,16 @@ def curves(
     shown = {name: points for name, points in shown.items() if points}
     if not shown:
         raise InputError("there are no finite points to draw")
-    figure = blank(xaxis_title=x_title, yaxis_title=y_title, height=330, showlegend=True, legend=LEGEND)
-    for number, (name, points) in enumerate(shown.items()):
-        colour, dash, symbol = look(name, number)
+    figure = blank(
+        xaxis_title=x_title,
+        yaxis_title=y_title,
+        height=330 + 18 * max(0, len(shown) - 4),
+        showlegend=True,
+        legend=LEGEND,
+    )
+    drawn = looks(shown)
+    for name, points in shown.items():
+        colour, dash, symbol = drawn[name]
         if band := (bands or {}).get(name):
             add_band(figure, band, colour=colour, name=name)
         figure.add_scatter(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, by_layer, has, log_axis, look
+from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, by_layer, has, log_axis, looks
 from interp.figures.style import blank
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ def depth_plot(
     if not shown:
         raise InputError(f"none of the columns {', '.join(series.values())} holds a number")
     figure = blank(xaxis_title="layer", yaxis_title=y_title, showlegend=True, legend=LEGEND, height=330)
-    for number, (name, found) in enumerate(shown.items()):
-        colour, dash, symbol = look(name, number)
+    drawn = looks(shown)
+    for name, found in shown.items():
+        colour, dash, symbol = drawn[name]
         layers = list(found)
         add_band(figure, [(layer, q.low, q.high) for layer, q in found.items()], colour=colour, name=name)
         figure.add_scatter(

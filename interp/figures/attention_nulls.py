@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Quartiles, log_axis, look, quartiles, soft
+from interp.figures.attention_style import LEGEND, Quartiles, log_axis, looks, quartiles, soft
 from interp.figures.style import BLUE, GREY, blank
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def rank_definitions(ranks: Mapping[str, Mapping[str, Any]]) -> "plotly.graph_ob
         showlegend=True,
         legend=LEGEND,
     )
+    drawn = looks(table)
     for number, (name, of) in enumerate(table.items()):
-        colour, _, symbol = look(name, number)
+        colour, _, symbol = drawn[name]
         # Objects stand a little apart on each definition's line.
         places = [labels[::-1].index(label) + 0.34 * (0.5 - number / max(1, len(table) - 1)) for label in of]
         middles = [q.median for q in of.values()]

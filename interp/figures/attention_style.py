@@ -49,9 +49,17 @@ FIXED = {
 """Series that look the same in every figure."""
 
 
-def look(name: str, number: int) -> Look:
-    """How the series `name`, the `number`-th of its figure, is drawn."""
-    return FIXED.get(name, LOOKS[number % len(LOOKS)])
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """How each series of a figure is drawn; up to ten differ from each other."""
+    names = list(names)
+    fixed = {name: FIXED[name] for name in names if name in FIXED}
+    mixed = [
+        Look(one.colour, LOOKS[(number + 2) % 5].dash, LOOKS[(number + 3) % 5].symbol)
+        for number, one in enumerate(LOOKS)
+    ]
+    free = [one for one in (*LOOKS, *mixed) if one not in fixed.values()]
+    others = [name for name in names if name not in fixed]
+    return {**fixed, **{name: free[number % len(free)] for number, name in enumerate(others)}}
 
 
 def soft(colour: str, opacity: float) -> str:

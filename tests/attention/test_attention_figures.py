@@ -13,7 +13,7 @@ from interp.figures.attention_depth import depth_plot
 from interp.figures.attention_nulls import rank_definitions, z_plot
 from interp.figures.attention_scatter import head_scatter, spearman
 from interp.figures.attention_spectra import MOST_POINTS, eigenvalue_cloud, head_spectrum
-from interp.figures.attention_style import by_layer, log_axis, quartiles, soft
+from interp.figures.attention_style import by_layer, log_axis, looks, quartiles, soft
 from tests.attention import survey_samples as samples
 
 
@@ -48,6 +48,14 @@ def test_depth_draws_the_median_of_each_layer_in_its_quartiles():
     assert 10**low < min(min(b.y) for b in bands) and 10**high > 128
     with pytest.raises(InputError, match="none of the columns no_such holds a number"):
         depth_plot(rows, {"absent": "no_such"}, y_title="rank")
+
+
+def test_no_two_series_of_a_figure_look_alike():
+    """Also where a name with a look of its own stands behind others: `kernel` is what the first would be drawn as."""
+    names = ["position, raw", "position, key-centred", "kernel", *map(str, range(7))]
+    drawn = looks(names)
+    assert set(drawn) == set(names) and len(set(drawn.values())) == len(names)
+    assert drawn["kernel"] == looks(["kernel", "other"])["kernel"] == looks(["other", "kernel"])["kernel"]
 
 
 def test_series_differ_in_more_than_colour():
