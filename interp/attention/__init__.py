@@ -6,6 +6,9 @@
     operating, corpus_gram      the same of q k^T, of one input or of a corpus
     behaviour           what heads do: previous token, induction, sinks
     surgery             the model run with parts of its interaction changed
+    layer_scores        symmetry and directionality of whole layers, beside published medians
+    sd_attention, sd_model, sd_train      skew-minus-diagonal attention, trained beside a standard twin
+    cascade, linearise, allocation        what the twins show: rank by depth, linear layers, narrower heads
     survey              all of it as one command; its page: interp.attention_report
 
 In the manner of Jamil and Kapadia 2026, "The Routing and Filtering Structure of Attention" (arXiv 2605.18826).
