@@ -1,0 +1,1 @@
+"""The parts of `interp.judges`, one file a kind of judge."""

@@ -1,0 +1,84 @@
+"""Contrast sets written as templates: a sentence for each side, with slots that both sides fill alike.
+
+    {"form": "text",
+     "source": {"name": "negative", "description": "...", "words": [...]}, "target": {...},
+     "templates": [{"id": "dish", "split": "train",
+                    "source": "The {dish} came late, lukewarm and without any taste.",
+                    "target": "The {dish} came quickly, piping hot and full of taste.",
+                    "slots": {"dish": ["fish stew", "lamb curry"], "x": [["for the source", "for the target"], ...]}}]}
+
+    filling i of a template:   slot s -> s[i] on both sides, or s[i][0] on the source's and s[i][1] on the target's
+
+Every slot of a template has equally many fillers, taken in parallel, not multiplied: each text is one that somebody
+read. The two sides of a filling are a pair. A template belongs to one split as a whole, so no held-out text has the
+frame of a training text. A template may have other sides than `source` and `target` (`open`, `unrelated`), alone.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InputError
+
+SIDES = ("source", "target", "open", "unrelated")
+SPLITS = ("train", "held_out")
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+def expand(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of the contrast set that a template file describes: its header, then its texts in order."""
+    path = Path(path)
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read templates from {path}: {error.strerror or error}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("templates"), list):
+        raise InputError(f'{path}: expected an object with "templates", a list')
+    header = {key: value for key, value in spec.items() if key != "templates"}
+    rows: list[dict[str, Any]] = [{"set": header}] if header else []
+    for template in spec["templates"]:
+        rows += _filled(template, path)
+    return rows
+
+
+def write_lines(rows: list[dict[str, Any]], path: str | Path) -> None:
+    """Write expanded templates as the JSONL that `interp.steering.contrast` reads."""
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _filled(template: Any, path: Path) -> Iterator[dict[str, Any]]:
+    name = template.get("id") if isinstance(template, Mapping) else None
+    if not name or template.get("split") not in SPLITS or not any(side in template for side in SIDES):
+        raise InputError(
+            f'{path}: expected a template with "id", "split" ({" or ".join(SPLITS)}) and a sentence for one or more of '
+            f"{', '.join(SIDES)}, got {template!r}"
+        )
+    slots = template.get("slots", {})
+    counts = {len(fillers) for fillers in slots.values()} or {1}
+    sides = [side for side in SIDES if side in template]
+    used = {slot for side in sides for slot in _SLOT.findall(template[side])}
+    if len(counts) != 1 or used != set(slots):
+        raise InputError(
+            f"{path}, template {name!r}: the sentences use the slots {sorted(used)}, fillers are given for "
+            f"{ {slot: len(fillers) for slot, fillers in slots.items()} }; expected one list for each slot, "
+            "all of one length"
+        )
+    for i in range(counts.pop()):
+        for side in sides:
+            row = {"text": _fill(template[side], slots, i, side), "side": side}
+            if len(sides) > 1:
+                row["pair"] = f"{name}-{i}"
+            yield {**row, "template": name, "split": template["split"]}
+
+
+def _fill(sentence: str, slots: Mapping[str, list[Any]], i: int, side: str) -> str:
+    def filler(match: re.Match[str]) -> str:
+        chosen = slots[match[1]][i]
+        return chosen if isinstance(chosen, str) else chosen[SIDES.index(side)]
+
+    text = _SLOT.sub(filler, sentence)
+    return text[0].upper() + text[1:]
