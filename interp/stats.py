@@ -3,8 +3,11 @@
     wilson:     the p with |p̂ - p| <= z sqrt(p (1 - p) / n),  p̂ = successes / n     (Wilson 1927)
     bootstrap:  the middle of Σ_i sums_i / Σ_i sizes_i over draws of n cases i with replacement     (Efron 1979)
 
+    permutation: the share of sign vectors e in {-1, 1}^n with |Σ_i e_i x_i| >= |Σ_i x_i|          (Fisher 1935)
+
 Unlike p̂ ± z s, Wilson's interval stays inside [0, 1] and has its width where p̂ is 0 or 1. The bootstrap here is of a
 mean over tokens whose cases are documents: tokens of one document are drawn together, for they are not independent.
+The permutation test is of paired differences x_i: without an effect, each has either sign with equal chance.
 """
 
 import math
@@ -58,6 +61,27 @@ def bootstrap_ratio(
     ratios = np.concatenate([_drawn(sums, sizes, part, generator) for part in _parts(draws, len(sums))])
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def paired_permutation(differences: Shaped[np.ndarray, " n"], *, draws: int = 20_000, seed: int = 0) -> float:
+    """Two-sided p-value of "the differences have no sign": all 2ⁿ sign vectors up to n = 14, else `draws` of them.
+
+    Drawn ones count with the observed one among them (Phipson and Smyth 2010), so that no p-value is 0.
+    """
+    values = np.asarray(differences, np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or draws < 1:
+        raise InputError(
+            f"paired_permutation: expected one finite difference or more and a draw or more, got an array of shape "
+            f"{values.shape} and draws {draws}; leave cases without a score out"
+        )
+    n, seen = len(values), abs(values.sum()) * (1 - 1e-12)
+    if n <= 14:
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+        return float((np.abs((2 * bits - 1) @ values) >= seen).mean())
+    generator = np.random.default_rng(seed)
+    signs = (2 * generator.integers(0, 2, size=(part, n), dtype=np.int8) - 1 for part in _parts(draws, n))
+    as_far = sum(int((np.abs(some @ values) >= seen).sum()) for some in signs)
+    return (as_far + 1) / (draws + 1)
 
 
 def _parts(draws: int, n: int) -> list[int]:
