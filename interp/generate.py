@@ -103,7 +103,7 @@ def generate(
             f"a prompt of {int(lengths.max())} tokens and max_new_tokens={max_new_tokens} exceed the {n_ctx} learned "
             f"positions of {model.name}; shorten one of them"
         )
-    stops = _end_tokens(model) if stop_tokens is None else list(stop_tokens)
+    stops = end_tokens(model) if stop_tokens is None else list(stop_tokens)
     runner = _Cached if use_cache and _is_transformers(model.hf) and not checkpointing(model.hf) else _Uncached
     changed = model.edited(edits) if edits else nullcontext()
     with torch.no_grad(), changed:
@@ -205,7 +205,8 @@ def _right_padded(tokens: Tensor, lengths: Tensor | None, padding: Padding) -> t
     return frame.enter(tokens)[:, : int(lengths.max())], lengths
 
 
-def _end_tokens(model: "HookedModel") -> list[int]:
+def end_tokens(model: "HookedModel") -> list[int]:
+    """The tokens behind which the model's own settings end a text; none where it names none."""
     settings = getattr(model.hf, "generation_config", None) or getattr(model.hf, "config", None)
     found: Any = getattr(settings, "eos_token_id", None)
     if found is None:
