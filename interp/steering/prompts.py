@@ -1,0 +1,81 @@
+"""The prompts an evaluation generates from: of the source concept, of the target concept, and unrelated ones.
+
+    prompts_of(read_contrast("horse-motorcycle"), n=24) -> {"source": [...], "target": [...], "unrelated": [...]}
+
+Only held-out texts are used. An instruction is put to a chat model as the user's turn and to any other model as it
+stands. A set of plain texts gives openings: the first half of the words of each, to be continued. Which texts are taken
+is drawn from the seed, without regard to their order in the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.model import HookedModel
+from interp.steering.contrast import ContrastSet
+
+SETS = ("source", "target", "unrelated")
+PromptSets = Mapping[str, "tuple[Prompt, ...]"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given: an instruction, which a chat model gets as a turn, or an opening to continue."""
+
+    text: str
+    instruction: bool = True
+
+    def given(self, model: HookedModel) -> Any:
+        """What `to_tokens` takes."""
+        chat = self.instruction and bool(getattr(model.tokenizer, "chat_template", None))
+        return [{"role": "user", "content": self.text}] if chat else self.text
+
+
+class Encoded(NamedTuple):
+    """Right-padded prompts."""
+
+    tokens: Int[Tensor, "b t"]
+    lengths: Int[Tensor, " b"]
+
+
+def prompts_of(contrast: ContrastSet, *, n: int, seed: int = 0) -> dict[str, tuple[Prompt, ...]]:
+    """At most `n` prompts of each kind from the held-out split."""
+    if n < 1:
+        raise InputError(f"prompts: n={n}, expected 1 or more of each kind")
+    sides = {"source": contrast.held_out.source, "target": contrast.held_out.target}
+    found = {
+        side: tuple(_prompt(text, contrast.form == "prompt") for text in _drawn(texts, n, seed))
+        for side, texts in sides.items()
+    }
+    return {**found, "unrelated": tuple(Prompt(text) for text in _drawn(contrast.held_out.unrelated, n, seed))}
+
+
+def encode(model: HookedModel, prompts: Sequence[Prompt]) -> Encoded:
+    """Tokens of the prompts, with the header of the assistant's turn where the model has one."""
+    rows = [model.to_tokens([prompt.given(model)], generation_prompt=True).tokens[0] for prompt in prompts]
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return Encoded(tokens, lengths.to(tokens.device))
+
+
+def asked_for(prompt: Prompt, instruction: str) -> Prompt:
+    """The prompt-only baseline: the same prompt behind an instruction."""
+    return Prompt(f"{instruction}\n\n{prompt.text}", prompt.instruction)
+
+
+def _prompt(text: str, instruction: bool) -> Prompt:
+    if instruction:
+        return Prompt(text)
+    words = text.split()
+    return Prompt(" ".join(words[: max(1, len(words) // 2)]), instruction=False)
+
+
+def _drawn(texts: Sequence[str], n: int, seed: int) -> list[str]:
+    order = np.random.default_rng(seed).permutation(len(texts))[:n]
+    return [texts[i] for i in sorted(order)]
