@@ -25,6 +25,7 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from interp.sealing import write_json
 from interp.sudoku.board import Rules
+from interp.sudoku.naming import tokenizer_of
 from interp.sudoku.tokens import Vocabulary
 from interp.tensorfile import read_tensors, write_tensors
 
@@ -97,7 +98,7 @@ class SudokuModel:
     @classmethod
     def of(cls, model: "GPT2LMHeadModel", config: SudokuModelConfig) -> "SudokuModel":
         """A model in memory, as it is."""
-        return cls(HookedModel.wrap(model), config.rules, config.vocabulary, config)
+        return cls(HookedModel.wrap(model, tokenizer_of(config.vocabulary)), config.rules, config.vocabulary, config)
 
 
 def build_model(config: SudokuModelConfig, *, seed: int) -> "GPT2LMHeadModel":
