@@ -63,7 +63,8 @@ class Rules:
     @cached_property
     def peers(self) -> Int[np.ndarray, "cells peers"]:
         """Cells that share a unit with each cell, itself not among them, in ascending order."""
-        shared = (self.units_of[:, None] == self.units_of[None]).any(axis=2) & ~np.eye(self.n_cells, dtype=bool)
+        shared = (self.units_of[:, None] == self.units_of[None]).any(axis=2)
+        np.fill_diagonal(shared, False)
         return _fixed(np.stack([np.flatnonzero(row) for row in shared]))
 
 

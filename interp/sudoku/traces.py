@@ -10,26 +10,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int, Int8, Int16
 
 from interp.errors import InputError
-from interp.sudoku.board import Rules
-from interp.sudoku.replay import replay
+from interp.sudoku.board import Rules, as_grids
+from interp.sudoku.jit import kernels
+from interp.sudoku.kernels import traces as kernel
+from interp.sudoku.replay import SINGLES, Singles, replay
+from interp.sudoku.solve import check_puzzles
 from interp.sudoku.tokens import Vocabulary
+from interp.sudoku.workers import check_seed, spread
 from interp.tensorfile import read_tensors, write_tensors
+
+Order = Literal["random", "naked-first"]
+ORDERS = ("random", "naked-first")
 
 
 class Reason(IntEnum):
     """Why a token stands in a trace; CONTROL is every token that is no placement, padding among them."""
 
-    CLUE = 0
-    CONTROL = 1
-    NAKED = 2
-    HIDDEN = 3
-    GUESS = 4
+    CLUE = kernel.CLUE
+    CONTROL = kernel.CONTROL
+    NAKED = kernel.NAKED
+    HIDDEN = kernel.HIDDEN
+    GUESS = kernel.GUESS
 
 
 @dataclass(frozen=True)
@@ -95,3 +103,72 @@ class TraceSet:
             return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill[name])
 
         return TraceSet(rules, *(np.concatenate([wide(n, getattr(p, n)) for p in parts]) for n in ARRAYS))
+
+
+def make_traces(
+    rules: Rules,
+    puzzles: Int[np.ndarray, "b cells"],
+    *,
+    seed: int,
+    singles: Singles = "naked+hidden",
+    order: Order = "random",
+    shuffle_clues: bool = True,
+    max_length: int | None = None,
+    first: int = 0,
+    workers: int = 1,
+) -> TraceSet:
+    """Solve puzzles and write down how; trace i is a function of the seed, `first + i` and the puzzle.
+
+    `order`: the next of the forced moves at random, or a naked single while there is one. Without `shuffle_clues` the
+    clues stand in the order of the cells. Puzzles whose traces are longer than `max_length` are left out: without it,
+    one long trace makes every row long.
+    """
+    for name, value, known in (("singles", singles, SINGLES), ("order", order, ORDERS)):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+    check_seed(seed, first)
+    puzzles = as_grids(rules, puzzles)
+    solutions = check_puzzles(rules, puzzles, workers=workers)
+    options = singles == "naked+hidden", order == "naked-first", shuffle_clues
+    width = max_length or 4 * rules.n_cells
+
+    def job(start: int, stop: int) -> TraceSet:
+        part = _rows(rules, puzzles[start:stop], solutions[start:stop], seed, first + start, options, width)
+        if max_length is not None:
+            return part[part.lengths <= max_length]
+        longest = int(part.lengths.max())
+        return (
+            part
+            if longest <= width
+            else _rows(rules, puzzles[start:stop], solutions[start:stop], seed, first + start, options, longest)
+        )
+
+    empty = np.zeros((0, rules.n_cells), np.int8)
+    return TraceSet.joined(list(spread(job, len(puzzles), workers)) or [_rows(rules, empty, empty, 0, 0, options, 0)])
+
+
+def _rows(
+    rules: Rules,
+    puzzles: Int8[np.ndarray, "b cells"],
+    solutions: Int8[np.ndarray, "b cells"],
+    seed: int,
+    first: int,
+    options: tuple[bool, bool, bool],
+    width: int,
+) -> TraceSet:
+    """Traces in rows of at most `width` tokens, longer ones cut off; `lengths` tells how long they are."""
+    k, cells, count = kernels(), rules.n_cells, len(puzzles)
+    tokens, reasons, lengths = k.zeros(count * width), k.zeros(count * width), k.zeros(count)
+    extra = k.zeros(cells), k.zeros(cells), k.zeros(cells * rules.n)
+    scratch = k.zeros(cells), k.zeros(3 * rules.n), k.zeros(4 * cells), k.zeros(4), k.zeros(cells), extra
+    k.call.make_traces(
+        *k.tables(rules), seed, first, k.given(puzzles), count, options, width, tokens, reasons, lengths, *scratch
+    )
+    long = np.array(lengths, np.int32)
+    shape = (count, width)
+    used = np.arange(width) < long[:, None]
+    rows = np.where(used, np.array(tokens, np.int16).reshape(shape), Vocabulary(rules).pad).astype(np.int16)
+    why = np.where(used, np.array(reasons, np.int8).reshape(shape), Reason.CONTROL).astype(np.int8)
+    fill = min(width, int(long.max(initial=0)))
+    clues = (puzzles > 0).sum(axis=1).astype(np.int32)
+    return TraceSet(rules, rows[:, :fill], long, clues, why[:, :fill], puzzles, solutions)
