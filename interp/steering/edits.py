@@ -2,7 +2,7 @@
 
     AffineEdit     x ↦ x + β (U (Vᵀx − c) + δ)                       U, V [d r], c [r], δ [d]
     DiagonalEdit   x ↦ x + β ((a − 1) ⊙ x + h)                       a, h [d]: at β = 1 the map a ⊙ x + h
-    ClampEdit      x ↦ x + β Σ_i u_i (clip(z_i, lo_i, hi_i) − z_i)   z = Vᵀx − c,  u_i the rows of `directions`
+    ClampEdit      x ↦ x + β (Σ_i u_i (clip(z_i, lo_i, hi_i) − z_i) + δ)     z = Vᵀx − c,  u_i rows of `directions`
     GatedEdit      hard   x ↦ x + 1[max_i (wᵀx + b)_i > 0] (g(x) − x)
                    soft   x ↦ x + max_i σ(wᵀx + b)_i (g(x) − x)
                    free   x ↦ x + β (U (σ(wᵀx + b) − c) + δ)         g affine: the probe is its read-out
@@ -176,10 +176,11 @@ class ClampEdit(_Edit):
     lo: Float[Tensor, " k"]
     hi: Float[Tensor, " k"]
     beta: float = 1.0
+    delta: Float[Tensor, " d"] | None = None
 
     def __post_init__(self) -> None:
         k, d = self.directions.shape
-        self._check(V=(d, k), c=(k,), lo=(k,), hi=(k,))
+        self._check(V=(d, k), c=(k,), lo=(k,), hi=(k,), **({} if self.delta is None else {"delta": (d,)}))
         if not bool((self.lo <= self.hi).all()):
             raise InputError(f"ClampEdit: lo={self.lo.tolist()} is above hi={self.hi.tolist()}, or one is NaN")
 
@@ -193,10 +194,11 @@ class ClampEdit(_Edit):
         return _wide(x, self.V) @ _wide(self.V, self.V) - _wide(self.c, self.V)
 
     def change(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """β Σ_i u_i (clip(z_i) − z_i)."""
+        """β (Σ_i u_i (clip(z_i) − z_i) + δ)."""
         z = self.readout(x)
         held = torch.minimum(torch.maximum(z, self.lo.to(z.dtype)), self.hi.to(z.dtype))
-        return self.beta * (held - z) @ self.directions.to(z.dtype)
+        out = (held - z) @ self.directions.to(z.dtype)
+        return self.beta * (out if self.delta is None else out + self.delta.to(z.dtype))
 
 
 @dataclass(frozen=True, eq=False)

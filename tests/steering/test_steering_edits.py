@@ -1,5 +1,6 @@
 """Edits as values: equations against plain loops, β, dtypes, devices' precision, saving, and what is refused."""
 
+import dataclasses
 import json
 import math
 
@@ -27,6 +28,7 @@ def _edits(dtype: torch.dtype = torch.float64) -> dict:
         "no delta": AffineEdit(r(D, R), r(D, R), r(R)),
         "diagonal": DiagonalEdit(r(D), r(D), 0.7),
         "clamp": clamp,
+        "shifted clamp": dataclasses.replace(clamp, delta=r(D)),
         "hard": GatedEdit(affine, r(D, 2), r(2), "hard"),
         "soft": GatedEdit(clamp, r(D, 2), r(2), "soft"),
         "free": GatedEdit(affine, r(D, R), r(R), "free"),
@@ -42,8 +44,8 @@ def _by_hand(name: str, edit, x: torch.Tensor) -> torch.Tensor:
         return out if edit.delta is None else out + edit.beta * edit.delta
     if name == "diagonal":
         return (1 - edit.beta) * x + edit.beta * (edit.scale * x + edit.shift)
-    if name == "clamp":
-        out = x.clone()
+    if name.endswith("clamp"):
+        out = x.clone() if edit.delta is None else x + edit.beta * edit.delta
         for i in range(R):
             z = float(torch.dot(edit.V[:, i], x) - edit.c[i])
             held = min(max(z, float(edit.lo[i])), float(edit.hi[i]))
