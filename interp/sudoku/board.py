@@ -75,10 +75,10 @@ def _fixed(array: np.ndarray) -> np.ndarray:
 
 def candidate_masks(rules: Rules, grids: Int8[np.ndarray, "b cells"]) -> Int16[np.ndarray, "b cells"]:
     """Candidates of each cell as bits `digit - 1`; 0 on filled cells."""
-    digit = np.where(grids > 0, 1 << (grids.astype(np.int16) - 1).clip(0), 0).astype(np.int16)
+    digit = (1 << np.arange(rules.n + 1, dtype=np.int16) >> 1)[grids]
     used = np.bitwise_or.reduce(digit[:, rules.units], axis=2)  # [b units]
-    held = used[:, rules.units_of[:, 0]] | used[:, rules.units_of[:, 1]] | used[:, rules.units_of[:, 2]]
-    return np.where(grids > 0, 0, rules.full & ~held).astype(np.int16)
+    row, column, box = rules.units_of.T
+    return (rules.full ^ (used[:, row] | used[:, column] | used[:, box])) * (grids == 0)
 
 
 def candidates(rules: Rules, grids: Int[np.ndarray, "b cells"]) -> Bool[np.ndarray, "b cells digits"]:
@@ -88,7 +88,7 @@ def candidates(rules: Rules, grids: Int[np.ndarray, "b cells"]) -> Bool[np.ndarr
 
 def unpack(rules: Rules, masks: Int16[np.ndarray, "b cells"]) -> Bool[np.ndarray, "b cells digits"]:
     """Bit masks as booleans, one for each digit."""
-    return (masks[..., None] >> np.arange(rules.n, dtype=np.int16) & 1).astype(bool)
+    return (np.arange(rules.full + 1)[:, None] >> np.arange(rules.n) & 1).astype(bool)[masks]
 
 
 def as_grids(rules: Rules, grids: Int[np.ndarray, "b c"]) -> Int8[np.ndarray, "b c"]:

