@@ -122,7 +122,7 @@ def build_model(config: SudokuModelConfig, *, seed: int) -> "GPT2LMHeadModel":
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=words.success,
-        pad_token_id=words.pad,
+        pad_token_id=None,  # transformers would ask for a mask wherever it meets PAD; the tokenizer knows it
         attn_implementation="sdpa",
     )
     with torch.random.fork_rng(devices=[]):

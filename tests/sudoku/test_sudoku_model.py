@@ -97,7 +97,9 @@ def test_the_kernel_of_a_head_gives_its_scores(model: SudokuModel):
 def test_extraction_fills_a_store(model: SudokuModel, tmp_path: Path):
     tokens = sequences(7)
     site = Site.parse("resid_post.0")
-    documents = [SimpleNamespace(id=str(i), text=text_of(model.vocabulary, row.tolist())) for i, row in enumerate(tokens)]
+    documents = [
+        SimpleNamespace(id=str(i), text=text_of(model.vocabulary, row.tolist())) for i, row in enumerate(tokens)
+    ]
     file = tokenize(documents, model.hooked.tokenizer, tmp_path / "tokens")
     assert all((file[i] == row.numpy()).all() for i, row in enumerate(tokens))
     store = extract(model.hooked, file, [site], tmp_path / "store", store_dtype="float32", progress=False)
