@@ -6,7 +6,7 @@ Prompt i draws from its own random stream (`seed + i`), so what is written does 
 steered and unsteered texts of a prompt share their randomness.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.generate import end_tokens
 from interp.model import Edit, HookedModel
-from interp.progress import bar
 from interp.sites import Site
 from interp.steering.prompts import Encoded, Prompt, encode
 from interp.steering.text_quality import continuation_losses, repetition, zlib_ratio
@@ -30,7 +29,7 @@ class Writing:
     temperature: float = 0.0
     """0: always the likeliest token."""
     top_p: float | None = None
-    batch_size: int = 32
+    batch_size: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +54,10 @@ class Generated:
     repetition: tuple[float, ...]
     zlib: tuple[float, ...]
 
+    def part(self, rows: slice) -> "Generated":
+        """Of some of the prompts."""
+        return Generated(**{name: value[rows] for name, value in vars(self).items()})
+
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
         return {name: list(value) for name, value in vars(self).items()}
@@ -72,24 +75,24 @@ def generate_texts(
     *,
     writing: Writing | None = None,
     plain: Sequence[Prompt] | None = None,
-    label: str = "generating",
-    show: bool | None = False,
+    progress: Callable[[int], object] | None = None,
 ) -> Generated:
     """Continue every prompt under `hooks`. `plain` are the prompts behind which the unsteered model judges the texts,
-    where these are not the ones continued (an instruction in front is no part of the comparison)."""
+    where these are not the ones continued (an instruction in front is no part of the comparison); `progress` is told of
+    every finished batch."""
     writing = writing or Writing()
     found: list[tuple[str, float, int]] = []
-    with bar(len(prompts), label, unit="text", show=show) as progress:
-        for start in range(0, len(prompts), writing.batch_size):
-            part = slice(start, start + writing.batch_size)
-            given = encode(model, prompts[part])
-            new, counts = _continued(model, given, hooks, writing, start)
-            judged = given if plain is None else encode(model, plain[part])
-            losses = continuation_losses(model, *judged, new, counts).tolist()
-            kept = [row[: int(count)] for row, count in zip(new, counts, strict=True)]
-            texts = [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in kept]
-            found += zip(texts, losses, counts.tolist(), strict=True)
-            progress.update(len(texts))
+    for start in range(0, len(prompts), writing.batch_size):
+        part = slice(start, start + writing.batch_size)
+        given = encode(model, prompts[part])
+        new, counts = _continued(model, given, hooks, writing, start)
+        judged = given if plain is None else encode(model, plain[part])
+        losses = continuation_losses(model, *judged, new, counts).tolist()
+        kept = [row[: int(count)] for row, count in zip(new, counts, strict=True)]
+        texts = [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in kept]
+        found += zip(texts, losses, counts.tolist(), strict=True)
+        if progress is not None:
+            progress(len(texts))
     texts, losses, n_tokens = zip(*found, strict=True)
     return Generated(texts, losses, n_tokens, tuple(map(repetition, texts)), tuple(map(zlib_ratio, texts)))
 

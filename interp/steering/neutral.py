@@ -90,7 +90,7 @@ def neutral_effect(
         lengths = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
         clean = model(tokens, lengths=lengths)
         for beta, edits in hooks.items():
-            with model.edited({site: _as_generated(edit, text.prompt) for site, edit in edits.items()}):
+            with model.edited({site: as_generated(edit, text.prompt) for site, edit in edits.items()}):
                 steered = model(tokens, lengths=lengths)
             parts[beta].append(_sums(clean, steered, tokens, lengths, text.prompt))
     return {beta: _effect(np.concatenate(some, 1), text) for beta, some in parts.items()}
@@ -114,7 +114,7 @@ def _batches(model: HookedModel, text: NeutralText, size: int) -> list[Tensor]:
     return list(rows.split(size))
 
 
-def _as_generated(edit: Edit, prompt: int) -> Edit:
+def as_generated(edit: Edit, prompt: int) -> Edit:
     """The edit as it is in generation behind a prompt of that many tokens."""
 
     def run(x: Tensor, where: Where) -> Tensor:

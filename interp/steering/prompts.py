@@ -1,10 +1,10 @@
-"""The prompts an evaluation generates from: of the source concept, of the target concept, and unrelated ones.
+"""The prompts an evaluation generates from: of the source concept, of the target concept, open and unrelated ones.
 
-    prompts_of(read_contrast("horse-motorcycle"), n=24) -> {"source": [...], "target": [...], "unrelated": [...]}
+    prompts_of(read_contrast("horse-motorcycle"), n=24) -> {"source": (...), "target": (...), "unrelated": (...)}
 
 Only held-out texts are used. An instruction is put to a chat model as the user's turn and to any other model as it
-stands. A set of plain texts gives openings: the first half of the words of each, to be continued. Which texts are taken
-is drawn from the seed, without regard to their order in the file.
+stands. A set of plain texts gives openings: the first half of the words of each, to be continued; its `open` texts are
+openings already. Which texts are taken is drawn from the seed, without regard to their order in the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,6 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from interp.steering.contrast import ContrastSet
 
-SETS = ("source", "target", "unrelated")
 PromptSets = Mapping[str, "tuple[Prompt, ...]"]
 
 
@@ -53,6 +52,10 @@ def prompts_of(contrast: ContrastSet, *, n: int, seed: int = 0) -> dict[str, tup
         side: tuple(_prompt(text, contrast.form == "prompt") for text in _drawn(texts, n, seed))
         for side, texts in sides.items()
     }
+    if contrast.held_out.open:
+        found["open"] = tuple(
+            Prompt(text, contrast.form == "prompt") for text in _drawn(contrast.held_out.open, n, seed)
+        )
     return {**found, "unrelated": tuple(Prompt(text) for text in _drawn(contrast.held_out.unrelated, n, seed))}
 
 
