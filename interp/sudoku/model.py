@@ -113,7 +113,7 @@ def build_model(config: SudokuModelConfig, *, seed: int) -> "GPT2LMHeadModel":
         n_layer=config.n_layers,
         n_head=config.n_heads,
         n_inner=config.d_mlp,
-        activation_function="gelu_new",
+        activation_function="gelu_pytorch_tanh",  # GPT-2's gelu_new in one fused operation
         layer_norm_epsilon=1e-6,
         initializer_range=config.d_model**-0.5,
         resid_pdrop=0.0,

@@ -180,8 +180,11 @@ def test_what_is_refused(tmp_path: Path):
     short = dataclasses.replace(SMALL, n=9, n_ctx=83)  # no guess fits, and naked singles alone ask for guesses
     with pytest.raises(InputError, match=r"of \d+ traces are longer than the model's 83 positions: raise n_ctx"):
         Drawing(dataclasses.replace(TINY, model=short, kind="minimal", singles="naked")).batch(0)
+    settings = dataclasses.replace(TINY)
+    object.__setattr__(settings, "kind", "easy")  # as a caller without type checks would
+    with pytest.raises(InputError, match="kind='easy': expected one of minimal, dense"):
+        settings.__post_init__()
     for changes, message in (
-        ({"kind": "easy"}, "kind='easy': expected one of minimal, dense"),
         ({"rows": 0}, "rows=0: expected 1 or more"),
         ({"lr": math.nan}, "lr=nan: expected a learning rate above 0"),
         ({"clip": 0.0}, "clip=0.0: expected a norm above 0, or None"),
