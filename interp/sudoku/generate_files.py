@@ -72,8 +72,6 @@ def load_puzzles(folder: str | Path) -> TraceSet:
 
 def summary(traces: TraceSet) -> dict[str, Any]:
     """Numbers of clues and lengths of traces: trace tokens are those behind END_CLUES."""
-    if not len(traces):
-        return {"puzzles": 0}
     tokens = traces.lengths - traces.n_clues - 1
     p50, p95, p99 = np.percentile(traces.lengths, [50, 95, 99]).tolist()
     return {
@@ -108,6 +106,10 @@ def _part(rules: Rules, c: PuzzleConfig, number: int, path: Path, workers: int) 
     puzzles = generate(rules, size, kind=c.kind, seed=c.seed, first=first, workers=workers).puzzles
     style: dict[str, Any] = {"singles": c.singles, "order": c.order, "shuffle_clues": c.shuffle_clues}
     traces = make_traces(rules, puzzles, seed=c.seed, **style, max_length=c.max_length, first=first, workers=workers)
+    if not len(traces):
+        raise InputError(
+            f"none of the {size} traces of part {number} has at most max_length={c.max_length} tokens; give more"
+        )
     traces.save(path)
     return traces
 

@@ -86,7 +86,7 @@ def forced_moves(
     for start in range(0, len(grids), BOARDS):
         part = slice(start, start + BOARDS)
         forced[part] = unpack(rules, _forced_masks(rules, grids[part], singles == "naked+hidden"))
-    return forced.reshape(len(grids), -1)
+    return forced.reshape(len(grids), rules.n_cells * rules.n)
 
 
 def _forced_masks(rules: Rules, grids: Int8[np.ndarray, "b cells"], with_hidden: bool) -> Int16[np.ndarray, "b cells"]:

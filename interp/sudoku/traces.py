@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int8, Int16
+from jaxtyping import Bool, Int, Int8, Int16
 
 from interp.errors import InputError
 from interp.sudoku.board import Rules, as_grids
@@ -67,7 +67,7 @@ class TraceSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, chosen: slice | Int[np.ndarray, " k"]) -> "TraceSet":
+    def __getitem__(self, chosen: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " b"]) -> "TraceSet":
         return TraceSet(self.rules, *(getattr(self, name)[chosen] for name in ARRAYS))
 
     def trace(self, i: int) -> Trace:
@@ -78,6 +78,8 @@ class TraceSet:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, the facts as JSON in its header."""
+        if not len(self):
+            raise InputError("there is no trace to save")
         tensors = {name: torch.from_numpy(np.array(getattr(self, name))) for name in ARRAYS}
         write_tensors(Path(path), tensors, {"kind": "sudoku traces", "n": self.rules.n})
 
@@ -126,6 +128,8 @@ def make_traces(
     for name, value, known in (("singles", singles, SINGLES), ("order", order, ORDERS)):
         if value not in known:
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length is {max_length}; it must be 1 or more")
     check_seed(seed, first)
     puzzles = as_grids(rules, puzzles)
     solutions = check_puzzles(rules, puzzles, workers=workers)
