@@ -106,7 +106,7 @@ def build_model(config: SudokuModelConfig, *, seed: int) -> "GPT2LMHeadModel":
     from transformers import GPT2Config, GPT2LMHeadModel
 
     words = config.vocabulary
-    settings = GPT2Config(
+    settings: dict[str, Any] = dict(
         vocab_size=words.size,
         n_positions=config.n_ctx,
         n_embd=config.d_model,
@@ -127,7 +127,7 @@ def build_model(config: SudokuModelConfig, *, seed: int) -> "GPT2LMHeadModel":
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(settings).eval()
+        return GPT2LMHeadModel(GPT2Config(**settings)).eval()
 
 
 def save_model(model: "GPT2LMHeadModel", config: SudokuModelConfig, folder: str | Path) -> None:
@@ -159,4 +159,5 @@ def load_model(
     model.load_state_dict(tensors)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return SudokuModel.of(model.to(device=device, dtype=dtype), config)
+    torch.nn.Module.to(model, device=device, dtype=dtype)  # transformers' own `to` hides its type
+    return SudokuModel.of(model, config)

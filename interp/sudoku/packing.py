@@ -81,8 +81,8 @@ def pack(
         numbered = np.full(rows * n_ctx, NOTHING, np.int64)
         numbered[flat] = (np.arange(len(places)) - first)[doc]
         documents = torch.from_numpy(numbered.reshape(rows, n_ctx))
-    shaped = (torch.from_numpy(x.reshape(rows, n_ctx)) for x in (packed, positions))
-    return Rows(*shaped, documents)
+    shape = rows, n_ctx
+    return Rows(torch.from_numpy(packed.reshape(shape)), torch.from_numpy(positions.reshape(shape)), documents)
 
 
 def every_position(lengths: Int[np.ndarray, " m"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

@@ -13,7 +13,16 @@ _9X9 = SudokuModelConfig(n=9, d_model=576, n_layers=8, n_heads=8, d_mlp=3456, n_
 
 PRESETS: dict[str, SudokuTraining] = {
     "4x4-dense": SudokuTraining(
-        model=_4X4, rows=256, steps=3000, lr=3e-3, warmup=100, log_every=100, checkpoint_every=500, solve_every=500
+        model=_4X4,
+        rows=128,
+        steps=2500,
+        lr=8e-3,
+        betas=(0.9, 0.98),
+        warmup=50,
+        log_every=100,
+        checkpoint_every=500,
+        solve_every=500,
+        solve_puzzles=500,
     ),
     "6x6-dense": SudokuTraining(
         model=_6X6, rows=256, steps=6000, lr=2e-3, warmup=100, log_every=100, checkpoint_every=200, solve_every=500

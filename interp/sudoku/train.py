@@ -12,7 +12,7 @@ metrics are due. Nothing in the metrics depends on the clock.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +29,6 @@ from interp.sudoku.packing import hidden_states
 from interp.sudoku.recipe import SudokuTraining
 from interp.sudoku.solving import solve_rate
 from interp.trackers import Tracker
-
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
 
 
 def train_sudoku(
@@ -85,7 +82,8 @@ class Trainer:
 
     def __init__(self, settings: SudokuTraining, device: torch.device, tests: PuzzleSet | None = None) -> None:
         self.settings, self.device, self.tests = settings, device, tests
-        self.hf: GPT2LMHeadModel = build_model(settings.model, seed=settings.seed).to(device)
+        self.hf = build_model(settings.model, seed=settings.seed)
+        torch.nn.Module.to(self.hf, device)  # transformers' own `to` hides its type
         self.parameters = dict(self.hf.named_parameters())
         shrunk = [p for p in self.parameters.values() if p.ndim > 1]
         plain = [p for p in self.parameters.values() if p.ndim == 1]
