@@ -122,23 +122,8 @@ class Steering:
             model.anatomy.check(model.hf, site)
             if edit.d != (width := width_of(model, site)):
                 raise InputError(f"the edit at {site} is for a width of {edit.d}; {model.name} has {width} there")
-        if not force and (why := self._misfit(model)):
-            raise InputError(
-                f"this steering was made for another model: {why}. Load that model, fit again, or pass force=True"
-            )
-
-    def _misfit(self, model: HookedModel) -> str:
-        name, weights = self.provenance.get("model"), self.provenance.get("weights")
-        if weights is None:
-            return "" if name in (None, model.name) else f"{name}, not {model.name}, by name"
-        if weights["blocks"] > model.loaded_layers:
-            return (
-                f"{name} up to layer {weights['blocks']}, and {model.name} has {model.loaded_layers} layers in memory"
-            )
-        found = fingerprint(model, blocks=weights["blocks"])
-        if found == weights["sha256"]:
-            return ""
-        return f"the weights of {name} ({weights['sha256'][:12]}…) are not those of {model.name} ({found[:12]}…)"
+        if not force:
+            refuse_other_model(self.provenance, model)
 
     def save(self, folder: str | Path) -> None:
         """Write the folder; see `interp.steering.steering_files`."""
@@ -152,6 +137,21 @@ class Steering:
         from interp.steering.steering_files import load_steering
 
         return load_steering(Path(folder))
+
+
+def refuse_other_model(provenance: Mapping[str, Any], model: HookedModel) -> None:
+    """Refuse a model whose weights, or where none are recorded whose name, are not those of the provenance."""
+    name, weights = provenance.get("model"), provenance.get("weights")
+    if weights is None:
+        why = "" if name in (None, model.name) else f"{name}, not {model.name} (by name: no weights are recorded)"
+    elif weights["blocks"] > model.loaded_layers:
+        why = f"{name} up to layer {weights['blocks']}, and {model.name} has {model.loaded_layers} layers in memory"
+    else:
+        found, wanted = fingerprint(model, blocks=weights["blocks"]), weights["sha256"]
+        same = found == wanted
+        why = "" if same else f"the weights of {name} ({wanted[:12]}…) are not those of {model.name} ({found[:12]}…)"
+    if why:
+        raise InputError(f"this was made for another model: {why}. Load that model, fit again, or pass force=True")
 
 
 def _require_finite(site: Site, edit: SteeringEdit) -> None:
