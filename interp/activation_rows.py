@@ -57,7 +57,6 @@ def text_batches(
     return batches
 
 
-@torch.no_grad()
 def prompt_rows(
     model: HookedModel,
     batches: Iterable[Batch | TokenBatch],
@@ -76,7 +75,7 @@ def prompt_rows(
     for batch in batches:
         tokens, lengths = batch.tokens.to(model.device), batch.lengths.to(model.device)
         kept = _kept(batch, tokens, lengths, special, positions)
-        with model.edited(edits) if edits else nullcontext():
+        with torch.no_grad(), model.edited(edits) if edits else nullcontext():
             found = model.capture(tokens, wanted, lengths=lengths)
         numbers = batch.doc if isinstance(batch, Batch) else torch.arange(seen, seen + len(lengths))
         seen += len(lengths)

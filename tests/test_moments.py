@@ -204,8 +204,10 @@ def test_rows_of_a_model_are_those_of_unpadded_runs(toy: HookedModel, positions:
         for site in SITES:
             expected[site].append(acts[Site.parse(site)][0, at])
         prompts += [i] * len(at)
-    parts = list(prompt_rows(toy, batches, SITES, positions=positions))  # pyright: ignore[reportArgumentType]
+    with torch.enable_grad():  # rows carry no graph, whatever the caller's mode
+        parts = list(prompt_rows(toy, batches, SITES, positions=positions))  # pyright: ignore[reportArgumentType]
     assert torch.cat([p.prompt for p in parts]).tolist() == prompts
+    assert not any(x.requires_grad for part in parts for x in part.acts.values())
     moments = moments_from_model(toy, batches, SITES, positions=positions)  # pyright: ignore[reportArgumentType]
     for name in SITES:
         rows, site = torch.cat(expected[name]), Site.parse(name)
