@@ -7,7 +7,8 @@ A direction has no scale of its own, so the norm's division is left out and its 
 unembedding. `C` subtracts the mean over the width for a LayerNorm and is the identity for an RMSNorm; the LayerNorm's
 bias moves every direction's logits alike and is left out. `centre_v` subtracts the mean over the vocabulary, which no
 probability depends on: without it a direction that raises all logits alike would look as if it promoted tokens. A
-soft-cap is monotone: it changes no ranking and is not applied to directions.
+soft-cap is monotone: it changes no ranking and is not applied to directions. How the components of one stream share in
+its logits, the norm's division included, is `direct_logit_attribution`, from `interp.attribution`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interp.attribution import Attribution as Attribution
+from interp.attribution import Component as Component
+from interp.attribution import direct_logit_attribution as direct_logit_attribution
 from interp.errors import InputError
 from interp.model import HookedModel
 
