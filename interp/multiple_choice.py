@@ -82,7 +82,7 @@ def read_items(path: str | Path | None = None) -> tuple[Item, ...]:
 def multiple_choice_accuracy(
     model: HookedModel,
     items: Sequence[Item] | None = None,
-    edits: Mapping[Site, Edit] | None = None,
+    edits: Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
     *,
     prompt: str = PROMPT,
     token_budget: int | None = None,

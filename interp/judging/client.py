@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,23 +124,29 @@ class Client:
         self._key = endpoint.key()
 
     def ask_all(self, asked: Iterable[Messages], *, seed: int = 0, show: bool | None = False) -> list[str]:
-        """The answer to each, in order; the first failure ends the run, what was answered is kept."""
-        asked = list(asked)
+        """The answer to each, in order; after the first failure nothing more is asked, what was answered is kept."""
+        asked, ended = list(asked), threading.Event()
+
+        def one_by_one(messages: Messages) -> str:
+            if ended.is_set():
+                raise CancelledError
+            try:
+                return self.ask(messages, seed=seed)
+            except BaseException:
+                ended.set()
+                raise
+
         with (
             ThreadPoolExecutor(self.endpoint.concurrency) as pool,
             bar(len(asked), f"asking {self.endpoint.model}", show=show, unit="text") as progress,
         ):
-            waiting = [pool.submit(self.ask, messages, seed=seed) for messages in asked]
-            try:
-                answers = []
-                for one in waiting:
-                    answers.append(one.result())
+            waiting = [pool.submit(one_by_one, messages) for messages in asked]
+            for one in as_completed(waiting):
+                if one.exception() is None:
                     progress.update()
-            except BaseException:
-                for one in waiting:
-                    one.cancel()
-                raise
-        return answers
+        if failures := [error for one in waiting if (error := one.exception()) is not None]:
+            raise next((error for error in failures if not isinstance(error, CancelledError)), failures[0])
+        return [one.result() for one in waiting]
 
     def ask(self, messages: Messages, *, seed: int = 0) -> str:
         """The text of the answer, from the cache or from the endpoint."""
@@ -189,7 +195,8 @@ class Client:
             with urllib.request.urlopen(request, timeout=self.endpoint.timeout) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace")
+            with error:
+                said = error.read(500).decode("utf-8", "replace")
             if error.code in _AGAIN or error.code >= 500:
                 raise _Retry(f"status {error.code} ({said[:200]})", _retry_after(error.headers)) from error
             raise InputError(f"{self.endpoint.url} refuses the request with status {error.code}: {said}") from error

@@ -51,7 +51,7 @@ def option_likelihoods(
     contexts: Sequence[str],
     options: Sequence[Sequence[str]],
     *,
-    edits: Mapping[Site, Edit] | None = None,
+    edits: Mapping[Site, Edit] | Mapping[str, Edit] | None = None,
     token_budget: int | None = None,
     show: bool | None = False,
 ) -> Likelihoods:
@@ -79,14 +79,14 @@ def option_likelihoods(
 
 def _tokenised(model: HookedModel, context: str, options: Sequence[str]) -> tuple[Ids, list[Ids]]:
     """Tokens of the context up to the first one that an option could change, and of each option from there on."""
+    if empty := [option for option in options if not option.strip()]:
+        raise InputError(f"the option {empty[0]!r} is empty; every option needs a word")
     plain = _ids(model, context)
     whole = [_ids(model, context + option) for option in options]
     shared = min(_common(plain, ids) for ids in whole)
     if shared == 0:
         raise InputError(f"the context {context!r} leaves no token before its options; put some text in front of them")
     split = [ids[shared:] for ids in whole]
-    if empty := [option for option, ids in zip(options, split, strict=True) if not ids]:
-        raise InputError(f"the option {empty[0]!r} has no tokens of its own behind {context[-40:]!r}")
     if len(set(split)) != len(split):
         raise InputError(f"two of the options {list(options)!r} have the same tokens; expected different ones")
     return plain[:shared], split
