@@ -93,16 +93,17 @@ class TraceSet:
 
     @staticmethod
     def joined(parts: Sequence["TraceSet"]) -> "TraceSet":
-        """The traces of all parts, one after the other, padded to the longest."""
+        """The traces of all parts, one after the other, in rows as wide as the longest needs."""
         if not parts or len({part.rules for part in parts}) > 1:
             raise InputError(f"cannot join traces of boards of side {sorted({part.rules.n for part in parts})}")
-        width, rules = max(part.tokens.shape[1] for part in parts), parts[0].rules
+        width, rules = max(int(part.lengths.max(initial=0)) for part in parts), parts[0].rules
         fill = {"tokens": Vocabulary(rules).pad, "reasons": Reason.CONTROL}
 
         def wide(name: str, array: np.ndarray) -> np.ndarray:
             if name not in fill:
                 return array
-            return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill[name])
+            more = max(0, width - array.shape[1])
+            return np.pad(array[:, :width], ((0, 0), (0, more)), constant_values=fill[name])
 
         return TraceSet(rules, *(np.concatenate([wide(n, getattr(p, n)) for p in parts]) for n in ARRAYS))
 
@@ -137,15 +138,12 @@ def make_traces(
     width = max_length or 4 * rules.n_cells
 
     def job(start: int, stop: int) -> TraceSet:
-        part = _rows(rules, puzzles[start:stop], solutions[start:stop], seed, first + start, options, width)
+        some = rules, puzzles[start:stop], solutions[start:stop], seed, first + start, options
+        part = _rows(*some, width)
         if max_length is not None:
             return part[part.lengths <= max_length]
         longest = int(part.lengths.max())
-        return (
-            part
-            if longest <= width
-            else _rows(rules, puzzles[start:stop], solutions[start:stop], seed, first + start, options, longest)
-        )
+        return _rows(*some, longest) if longest > width else part
 
     empty = np.zeros((0, rules.n_cells), np.int8)
     return TraceSet.joined(list(spread(job, len(puzzles), workers)) or [_rows(rules, empty, empty, 0, 0, options, 0)])

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,8 @@ def test_what_a_folder_refuses(tmp_path: Path):
     (tmp_path / "b" / "mine.txt").write_text("x")
     with pytest.raises(InputError, match=r"holds other files \(mine\.txt\); give a new or an empty folder"):
         write_puzzles(CONFIG, tmp_path / "b", show=False)
-    for wrong in ({"count": 0}, {"part": -1}, {"max_length": 0}):
+    wrongs: list[dict[str, Any]] = [{"count": 0}, {"part": -1}, {"max_length": 0}]
+    for wrong in wrongs:
         name, value = next(iter(wrong.items()))
         with pytest.raises(InputError, match=f"{name} is {value}; it must be 1 or more"):
             PuzzleConfig(**wrong)
