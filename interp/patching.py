@@ -192,7 +192,7 @@ def distinct_sites(sites: Iterable[Site | str]) -> list[Site]:
     return wanted
 
 
-def _columns(base: Run, positions: Literal["all", "each"] | Sequence[int]) -> list[Positions]:
+def _columns(base: Run, positions: str | Sequence[int]) -> list[Positions]:
     if positions == "all":
         return [None]
     if positions == "each":
