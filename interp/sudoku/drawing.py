@@ -23,10 +23,10 @@ from interp.errors import InputError
 from interp.feeding import Feed
 from interp.sealing import digest
 from interp.sudoku.board import Rules
-from interp.sudoku.generate import PuzzleSet, generate
+from interp.sudoku.generate import Kind, PuzzleSet, generate
 from interp.sudoku.objectives import next_tokens, open_moves, predicted
 from interp.sudoku.packing import Rows, pack, place
-from interp.sudoku.recipe import Kind, SudokuTraining
+from interp.sudoku.recipe import SudokuTraining
 from interp.sudoku.splitting import HELD_OUT, held_out
 from interp.sudoku.symmetry import apply, random_symmetries
 from interp.sudoku.traces import TraceSet, make_traces

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.sudoku.packing import Places, every_position
-from interp.sudoku.replay import forced_moves, replay
+from interp.sudoku.replay import Singles, forced_moves, replay
 from interp.sudoku.traces import Reason, TraceSet
 
 Objective = Literal["single", "multi"]
@@ -58,9 +58,7 @@ def next_tokens(traces: TraceSet, where: Predicted) -> Int[np.ndarray, " n"]:
     return traces.tokens[where.doc, where.position + 1].astype(np.int64)
 
 
-def open_moves(
-    traces: TraceSet, where: Predicted, *, singles: Literal["naked", "naked+hidden"], size: int
-) -> Bool[np.ndarray, "n v"]:
+def open_moves(traces: TraceSet, where: Predicted, *, singles: Singles, size: int) -> Bool[np.ndarray, "n v"]:
     """All right answers: every forced move where the trace makes one, else its next token."""
     doc, position = where
     targets = np.zeros((len(doc), size), np.bool_)

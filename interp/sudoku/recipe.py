@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from interp.errors import InputError
+from interp.sudoku.generate import Kind
 from interp.sudoku.model import SudokuModelConfig
 from interp.sudoku.objectives import Objective
 from interp.sudoku.replay import Singles
+from interp.sudoku.traces import Order
 
-Kind = Literal["minimal", "dense"]
-Order = Literal["random", "naked-first"]
 Compute = Literal["float32", "bfloat16"]
 _CHOICES: dict[str, Any] = {
     "kind": Kind,

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Int8
 
 from interp.errors import InputError
 from interp.stats import Interval, wilson
 from interp.sudoku.board import Rules, as_grids
 from interp.sudoku.model import SudokuModel
-from interp.sudoku.replay import forced_moves, replay
+from interp.sudoku.replay import Singles, forced_moves, replay
 from interp.sudoku.solve import check_puzzles
 from interp.sudoku.traces import Reason, TraceSet
 
@@ -134,7 +134,7 @@ def own_traces(
     lengths = _lengths(tokens, n_clues, words.success)
     tokens[np.arange(n_ctx) >= lengths[:, None]] = words.pad
     return TraceSet(
-        rules, tokens, lengths, n_clues, _reasons(rules, tokens, n_clues), puzzles, as_grids(rules, solutions)
+        rules, tokens, lengths, n_clues, reasons_of(rules, tokens, n_clues), puzzles, as_grids(rules, solutions)
     )
 
 
@@ -151,18 +151,17 @@ def _lengths(tokens: np.ndarray, n_clues: np.ndarray, success: int) -> Int[np.nd
     return np.where(over.any(axis=1), over.argmax(axis=1) + 1, tokens.shape[1]).astype(np.int64)
 
 
-def _reasons(rules: Rules, tokens: np.ndarray, n_clues: np.ndarray) -> Int[np.ndarray, "m t"]:
+def reasons_of(rules: Rules, tokens: Int[np.ndarray, "m t"], n_clues: Int[np.ndarray, " m"]) -> Int8[np.ndarray, "m t"]:
+    """Why each token may have been chosen, read off the board in front of it; codes of `Reason`."""
     place = tokens < rules.n_cells * rules.n
+    columns = np.arange(tokens.shape[1])
     reasons = np.where(place, Reason.GUESS, Reason.CONTROL).astype(np.int8)
     boards = replay(rules, tokens).boards
-    doc, position = np.nonzero(place & (np.arange(tokens.shape[1]) > n_clues[:, None]))
-    before = boards[doc, position - 1]
-    for singles, reason in (("naked+hidden", Reason.HIDDEN), ("naked", Reason.NAKED)):
-        is_single = _among(forced_moves(rules, before, singles=singles), tokens[doc, position])  # pyright: ignore
-        reasons[doc[is_single], position[is_single]] = reason
-    reasons[np.arange(tokens.shape[1]) < n_clues[:, None]] = Reason.CLUE
+    doc, position = np.nonzero(place & (columns > n_clues[:, None]))
+    before, made = boards[doc, position - 1], tokens[doc, position]
+    ways: tuple[tuple[Singles, Reason], ...] = (("naked+hidden", Reason.HIDDEN), ("naked", Reason.NAKED))
+    for singles, reason in ways:
+        single = forced_moves(rules, before, singles=singles)[np.arange(len(made)), made]
+        reasons[doc[single], position[single]] = reason
+    reasons[columns < n_clues[:, None]] = Reason.CLUE
     return reasons
-
-
-def _among(moves: Bool[np.ndarray, "n p"], tokens: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    return moves[np.arange(len(tokens)), tokens]

@@ -11,7 +11,7 @@ from interp.stats import wilson
 from interp.sudoku.board import Rules
 from interp.sudoku.generate import generate
 from interp.sudoku.model import SudokuModel, SudokuModelConfig, build_model
-from interp.sudoku.solving import SolveReport, _reasons, own_traces, report, solve_rate
+from interp.sudoku.solving import SolveReport, own_traces, reasons_of, report, solve_rate
 from interp.sudoku.tokens import Vocabulary
 from interp.sudoku.traces import Reason, make_traces
 
@@ -51,12 +51,12 @@ def test_own_traces_are_the_greedy_continuations_of_the_clues(model: SudokuModel
 def test_reasons_read_off_boards_are_those_of_the_solver(n: int):
     rules = Rules.of(n)
     traces = make_traces(rules, generate(rules, 60, kind="minimal", seed=2).puzzles, seed=5, singles="naked")
-    forced_by_less = _reasons(rules, traces.tokens, traces.n_clues)
+    forced_by_less = reasons_of(rules, traces.tokens, traces.n_clues)
     assert (traces.reasons == Reason.GUESS).any()
     naked_or_not = np.where(forced_by_less == Reason.HIDDEN, Reason.GUESS, forced_by_less)
     assert (naked_or_not == traces.reasons).all()  # the solver that knows naked singles guesses at the hidden ones
     traces = make_traces(rules, generate(rules, 60, kind="minimal", seed=2).puzzles, seed=5)
-    assert (_reasons(rules, traces.tokens, traces.n_clues) == traces.reasons).all()
+    assert (reasons_of(rules, traces.tokens, traces.n_clues) == traces.reasons).all()
 
 
 def test_the_report_counts_solved_puzzles_cells_and_illegal_sequences():
