@@ -51,9 +51,12 @@ def constrained(
     delta: Float[Tensor, " d"] | None = None,
     keep: Float[Tensor, "d m"] | None = None,
     keep_strength: float = math.inf,
-    noise: Float[Tensor, "k k"] | None = None,
+    noise: Float[Tensor, "r r"] | None = None,
 ) -> AffineEdit:
-    """The optimal map with A S = T; see the module's docstring. Zero columns of S stay as they are, with a warning."""
+    """The optimal map with A S = T; see the module's docstring. Zero columns of S stay as they are, with a warning.
+
+    `noise` is of the columns of S, or of those of [S N] if hard-kept directions are estimates as well.
+    """
     s, t, center = (x.to(q.factor) for x in (s, t, center))
     _require_finite(s, t, center)
     r = t - s

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,13 +31,15 @@ from interp.steering.closed_forms import protect as protected
 from interp.steering.diagnostics import Rows, Signal, calibrated, leak, neutral_noise, read_out, signal
 from interp.steering.edits import AffineEdit, AnyEdit, GateKind
 from interp.steering.fit_data import Prompts, SiteData, gather
-from interp.steering.methods import AGAINST_NEUTRAL, Method, Recipe, build, source_vector, target_vector
+from interp.steering.methods import AGAINST_NEUTRAL, Kept, Method, Recipe, build, source_vector, target_vector
 from interp.steering.scopes import Scope, scoped
 from interp.steering.steering import Steering
 
 Directions = Mapping[Site, Float[Tensor, "d m"]] | Mapping[str, Float[Tensor, "d m"]]
 _READS_SOURCE_AS = {"midsteer": 1.0, "erase": 1.0, "flip": 0.5}
 """What source prompts read from the centre of the method; measured on held-out ones."""
+LEAK = 0.5
+"""ρ above which a fit of MidSteer warns."""
 
 
 def fit_steering(
@@ -49,7 +51,7 @@ def fit_steering(
     neutral: Sequence[Any] | None = None,
     method: Method = "midsteer",
     whiten: Whitening = "shrink",
-    preserve: Sequence[Sequence[Any]] | Directions | None = None,
+    preserve: Sequence[Sequence[Any]] | Directions | Literal["target"] | None = None,
     keep_strength: float = math.inf,
     protect: Directions | None = None,
     held_out: Sequence[Any] | None = None,
@@ -70,8 +72,9 @@ def fit_steering(
     """Fit an edit at every site that shows the concept, from texts or chats.
 
     method              see `interp.steering.methods`; midsteer, swap and free need `neutral` prompts
-    preserve            concepts that must not trigger or feel the edit: sets of prompts, or directions by site; softly
-                        for a finite `keep_strength`
+    preserve            concepts that must not trigger or feel the edit: sets of prompts, directions by site, or
+                        "target" (target prompts stay put, so what both sides share against neutral prompts, such as
+                        their form, is no part of the concept); softly for a finite `keep_strength`
     protect             read-outs by site that the edit never moves
     held_out            other source prompts: the read-out is measured on them, and calibrated there where it can be
     calibrate           make the read-out unbiased on new prompts
@@ -80,17 +83,19 @@ def fit_steering(
     level               of the permutation test below which a site counts; None: take every site
     """
     recipe = Recipe(method, calibrate, value, keep_strength, gate, rank)
-    recipe.check(target=target is not None, neutral=neutral is not None, keep=preserve is not None)
+    recipe.check(target=target is not None, neutral=neutral is not None, keep=_given(preserve))
     wanted = sorted(set(Site.parse_all(sites)))
-    kept = () if preserve is None or isinstance(preserve, Mapping) else preserve
+    kept = () if preserve is None or isinstance(preserve, Mapping | str) else preserve
     prompts = Prompts(source, target, neutral, held_out, kept, positions, prepend_bos, generation_prompt)
-    directions = _sites_of(preserve if isinstance(preserve, Mapping) else None, wanted), _sites_of(protect, wanted)
-    settings = Settings(recipe, whiten, *directions, beta, eta, level, seed)
+    keep = "target" if preserve == "target" else _sites_of(preserve if isinstance(preserve, Mapping) else None, wanted)
+    settings = Settings(recipe, whiten, keep, _sites_of(protect, wanted), beta, eta, level, seed)
     fitted: dict[Site, Fitted] = {}
     for group in [[site] for site in wanted] if sequential else [wanted]:
         before = {site: _acting(one.edit, scope) for site, one in fitted.items() if one.edit is not None}
         for site, data in gather(model, prompts, group, edits=before or None).items():
             fitted[site] = fit_site(site, data, settings)
+    if method == "midsteer" and preserve is None:
+        _warn_of_leak(fitted)
     how = {"positions": positions, "calibrate": calibrate, "level": level, "eta": eta, "sequential": sequential}
     return _steering(model, fitted, scope, method, {**how, "seed": seed})
 
@@ -106,7 +111,7 @@ class Settings:
 
     recipe: Recipe
     whiten: Whitening = "shrink"
-    preserve: Mapping[Site, Tensor] | None = None
+    preserve: Mapping[Site, Tensor] | Literal["target"] | None = None
     protect: Mapping[Site, Tensor] | None = None
     beta: float = 1.0
     eta: float | None = None
@@ -140,7 +145,7 @@ def fit_site(site: Site, data: SiteData, settings: Settings) -> Fitted:
     if found is not None and settings.level is not None and (why := _too_weak(found, facts, settings.level)):
         return _left_out(site, why, facts)
     held = data.held_out is not None and recipe.method in _READS_SOURCE_AS and recipe.calibrate
-    edit = build(data, q, replace(recipe, calibrate=recipe.calibrate and not held), _kept(site, data, settings))
+    edit = build(data, q, replace(recipe, calibrate=recipe.calibrate and not held), _kept(site, data, q, settings))
     edit, told = _on_held_out(edit, data.held_out, recipe)
     if settings.protect is not None:
         if not isinstance(edit, AffineEdit):
@@ -204,12 +209,14 @@ def _too_weak(found: Signal, facts: Mapping[str, Any], level: float) -> str:
     return ""
 
 
-def _kept(site: Site, data: SiteData, settings: Settings) -> Float[Tensor, "d m"] | None:
-    if settings.preserve is not None:
-        return settings.preserve[site].double()
-    if not data.kept:
+def _kept(site: Site, data: SiteData, q: Whitener, settings: Settings) -> Kept | None:
+    if isinstance(settings.preserve, Mapping):
+        directions = settings.preserve[site].double()
+        return Kept(directions, (0.0,) * directions.shape[1])
+    rows = data.kept if settings.preserve is None or data.target is None else (data.target,)
+    if not rows:
         return None
-    return torch.stack([one.mean - data.moments.mean for one in data.kept], 1)
+    return Kept(torch.stack([one.mean - data.moments.mean for one in rows], 1), tuple(one.noise(q) for one in rows))
 
 
 def _on_held_out(edit: AnyEdit, rows: Rows | None, recipe: Recipe) -> tuple[AnyEdit, dict[str, Any]]:
@@ -219,6 +226,23 @@ def _on_held_out(edit: AnyEdit, rows: Rows | None, recipe: Recipe) -> tuple[AnyE
         return edit, {"held_out_read_out": None}
     found = float(read_out(edit, rows)) / expected
     return calibrated(edit, rows, expected) if recipe.calibrate else edit, {"held_out_read_out": found}
+
+
+def _given(preserve: Any) -> bool | Literal["target"]:
+    if isinstance(preserve, str) and preserve != "target":
+        raise InputError(f"preserve={preserve!r}: expected 'target', a list of sets of prompts, or directions by site")
+    return "target" if isinstance(preserve, str) else preserve is not None
+
+
+def _warn_of_leak(fitted: Mapping[Site, Fitted]) -> None:
+    """MidSteer is safe on target prompts only where ρ is small."""
+    leaks = {site: one.facts["rho"] for site, one in fitted.items() if one.edit is not None and one.facts["rho"]}
+    if leaks and abs(worst := max(leaks.values(), key=abs)) > LEAK:
+        warnings.warn(
+            f"target prompts get up to {worst:.0%} of the edit (rho): source and target differ from the neutral "
+            "prompts in the same way. Give neutral prompts of the same form, or preserve='target'",
+            stacklevel=3,
+        )
 
 
 def _sites_of(given: Any, wanted: list[Site]) -> Mapping[Site, Tensor] | None:

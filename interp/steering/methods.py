@@ -14,7 +14,7 @@ With μ_s, μ_t, μ_0 the means of source, target and neutral prompts:
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,7 @@ class Recipe:
     gate: GateKind | None = None
     rank: int | None = None
 
-    def check(self, *, target: bool, neutral: bool, keep: bool) -> None:
+    def check(self, *, target: bool, neutral: bool, keep: bool | Literal["target"]) -> None:
         """Refuse what does not go together."""
         if self.method not in get_args(Method):
             raise InputError(f"unknown method {self.method!r}: expected one of {', '.join(get_args(Method))}")
@@ -59,6 +59,10 @@ class Recipe:
                 "give neutral=..., prompts that have to do with neither side but the same form (the `unrelated` ones "
                 "of a contrast set)" + ("; 'flip', 'add' and 'set' do without" if target else "")
             )
+        if keep == "target" and self.method != "midsteer":
+            raise InputError(
+                f"preserve='target' is for method='midsteer', the others move the target; got {self.method!r}"
+            )
         if keep and self.method not in _READERS:
             raise InputError(f"preserve is for methods that read ({', '.join(sorted(_READERS))}), not {self.method!r}")
         if self.gate == "free" or (self.gate is not None and self.method == "free"):
@@ -67,24 +71,34 @@ class Recipe:
             )
 
 
-def build(data: SiteData, q: Whitener, recipe: Recipe, keep: Float[Tensor, "d m"] | None) -> AnyEdit:
+class Kept(NamedTuple):
+    """Directions that the edit must leave alone, and the noise of each (0 where it is not an estimate)."""
+
+    directions: Float[Tensor, "d m"]
+    noise: tuple[float, ...]
+
+
+def build(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AnyEdit:
     """The edit of one site at strength 1."""
-    edit = _BUILDERS[recipe.method](data, q, recipe, _options(recipe, keep))
+    edit = _BUILDERS[recipe.method](data, q, recipe, keep)
     if recipe.gate is None:
         return edit
     assert not isinstance(edit, GatedEdit)
     return gated(edit, probe_of(data.source.x, data.reference.x, q), recipe.gate)
 
 
-def _options(recipe: Recipe, keep: Tensor | None) -> dict[str, Any]:
-    return {} if keep is None else {"keep": keep, "keep_strength": recipe.keep_strength}
+def _options(recipe: Recipe, keep: Kept | None, *noise: float) -> dict[str, Any]:
+    """For `constrained`: what is kept, and what is taken off the diagonal of SᵀQS (`noise` of each column of S).
 
-
-def _noise(recipe: Recipe, *values: float) -> dict[str, Any]:
-    """What `constrained` takes off the diagonal of SᵀQS; nothing where single prompts give no estimate."""
-    if not recipe.calibrate or not all(map(math.isfinite, values)):
-        return {}
-    return {"noise": torch.diag(torch.tensor(values, dtype=torch.float64))}
+    Kept means are estimates too, and hard-kept ones stand in the same Gram matrix. Single prompts give no noise.
+    """
+    options: dict[str, Any] = {}
+    if keep is not None:
+        options = {"keep": keep.directions, "keep_strength": recipe.keep_strength}
+        noise = (*noise, *keep.noise) if math.isinf(recipe.keep_strength) else noise
+    if recipe.calibrate and all(map(math.isfinite, noise)):
+        options["noise"] = torch.diag(torch.tensor(noise, dtype=torch.float64))
+    return options
 
 
 def source_vector(data: SiteData, method: Method) -> Float[Tensor, "d 1"]:
@@ -103,58 +117,58 @@ def _target(data: SiteData) -> Tensor:
     return data.target.mean
 
 
-def _midsteer(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
-    options |= _noise(recipe, data.source.noise(q))
+def _midsteer(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
+    options = _options(recipe, keep, data.source.noise(q))
     return forms.midsteer(source_vector(data, "midsteer"), target_vector(data), q, data.moments.mean, **options)
 
 
-def _swap(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _swap(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     assert data.target is not None
-    options |= _noise(recipe, data.source.noise(q), data.target.noise(q))
+    options = _options(recipe, keep, data.source.noise(q), data.target.noise(q))
     return forms.swap(source_vector(data, "swap"), target_vector(data), q, data.moments.mean, **options)
 
 
-def _erase(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _erase(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     noise = data.source.noise(q) + (0.0 if data.target is None else data.target.noise(q))
-    return forms.erase(source_vector(data, "erase"), q, data.moments.mean, **options, **_noise(recipe, noise))
+    return forms.erase(source_vector(data, "erase"), q, data.moments.mean, **_options(recipe, keep, noise))
 
 
-def _flip(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _flip(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     assert data.target is not None
-    options |= _noise(recipe, data.source.noise(q) + data.target.noise(q))
+    options = _options(recipe, keep, data.source.noise(q) + data.target.noise(q))
     return forms.flip(data.source.mean, _target(data), q, **options)
 
 
-def _set(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _set(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     assert data.target is not None
-    options |= _noise(recipe, data.target.noise(q))
+    options = _options(recipe, keep, data.target.noise(q))
     r = (_target(data) - data.source.mean)[:, None]
     return forms.set_value(r, recipe.value, q, data.source.mean, **options)
 
 
-def _ace(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _ace(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     return forms.ace(_target(data), data.source.mean, recipe.value)
 
 
-def _add(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _add(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     return forms.add(_target(data), data.source.mean)
 
 
-def _vanilla(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _vanilla(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     return forms.vanilla(source_vector(data, "vanilla")[:, 0])
 
 
-def _ot(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> AffineEdit:
+def _ot(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> AffineEdit:
     assert data.target is not None
     return gaussian_ot(Moments.from_rows(data.source.x), Moments.from_rows(data.target.x), rank=recipe.rank)
 
 
-def _per_neuron(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> DiagonalEdit:
+def _per_neuron(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> DiagonalEdit:
     assert data.target is not None
     return per_neuron(data.source.x, data.target.x)
 
 
-def _free(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) -> GatedEdit:
+def _free(data: SiteData, q: Whitener, recipe: Recipe, keep: Kept | None) -> GatedEdit:
     """Both populations count the same: p = ½, so Cov(X, Z) = ¼ (μ_s − μ_0). Neutral prompts stay put on average."""
     assert data.neutral is not None
     probe = probe_of(data.source.x, data.neutral.x, q)
@@ -164,7 +178,7 @@ def _free(data: SiteData, q: Whitener, recipe: Recipe, options: dict[str, Any]) 
     return free_form(r, probe, rows, center=probe(data.neutral.x).mean(0))
 
 
-_BUILDERS: Mapping[str, Callable[[SiteData, Whitener, Recipe, dict[str, Any]], AnyEdit]] = {
+_BUILDERS: Mapping[str, Callable[[SiteData, Whitener, Recipe, Kept | None], AnyEdit]] = {
     "midsteer": _midsteer,
     "swap": _swap,
     "erase": _erase,

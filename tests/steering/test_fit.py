@@ -125,19 +125,56 @@ def test_calibration_makes_new_source_prompts_read_one_and_held_out_prompts_say_
 
 def test_preserved_concepts_are_not_moved_and_protected_read_outs_stay(toy: HookedModel):
     other = _texts("w3", 30, 40)
-    kept = _fit(toy, "midsteer", preserve=[other])
+    kept = _fit(toy, "midsteer", preserve=[other], calibrate=False)
     edit = kept.edits[SITE]
     assert isinstance(edit, AffineEdit) and edit.rank == 1
     _close(_seen(toy, kept, other).mean(0), _rows(toy, other).mean(0))
-    free = _seen(toy, _fit(toy, "midsteer"), other).mean(0) - _rows(toy, other).mean(0)
+    free = _seen(toy, _fit(toy, "midsteer", calibrate=False), other).mean(0) - _rows(toy, other).mean(0)
     assert float(free.abs().max()) > 1e-3
     n = (_rows(toy, other).mean(0) - _rows(toy, NEUTRAL).mean(0))[:, None]
-    by_direction = _fit(toy, "midsteer", preserve={str(SITE): n})
+    by_direction = _fit(toy, "midsteer", preserve={str(SITE): n}, calibrate=False)
     _close(by_direction.edits[SITE].tensors()["V"], edit.V, 1e-4)
     c = torch.randn(48, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     protected = _fit(toy, "add", protect={SITE: c})
     _close(_seen(toy, protected, SOURCE) @ c, _rows(toy, SOURCE) @ c, 1e-4)
     assert 0 < protected.provenance["sites"][str(SITE)]["protect_lost"] < 1
+
+
+def test_a_form_that_both_sides_share_triggers_midsteer_unless_the_target_is_preserved():
+    """Neutral prompts of another form: s and t share a large h. New prompts of both sides, averaged over fits."""
+    d, n, read = 48, 40, {"plain": [], "preserved": [], "exact": []}
+    h, a = torch.zeros(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
+    h[0], a[1] = 20.0, 2.0
+    for seed in range(30):
+        g = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(k, d, generator=g, dtype=torch.float64) for k in (n, n, 2000)]
+        source, target, neutral = Rows.of(noise[0] + h + a), Rows.of(noise[1] + h - a), Rows.of(noise[2])
+        data = SiteData(source, target, neutral, None, (), Moments.from_rows(neutral.x))
+        for name, settings in {
+            "plain": Settings(Recipe("midsteer")),
+            "preserved": Settings(Recipe("midsteer"), preserve="target"),
+            "exact": Settings(Recipe("midsteer", calibrate=False), preserve="target"),
+        }.items():
+            edit = fit_site(SITE, data, settings).edit
+            assert isinstance(edit, AffineEdit) and edit.rank == 1
+            read[name].append(edit.readout(torch.stack([h + a, h - a])))
+            if name == "exact":
+                _close(edit.readout(target.mean[None]), torch.zeros(1, 1), 1e-4)
+    mean = {name: torch.stack(seen).mean(0)[:, 0].tolist() for name, seen in read.items()}
+    assert mean["plain"] == pytest.approx([1.0, 0.98], abs=0.03)  # target prompts get the whole edit
+    assert mean["preserved"] == pytest.approx([1.0, 0.0], abs=0.06)
+    assert mean["exact"][0] < 0.95 and mean["exact"][1] > 0.05  # without calibration: attenuated on either side
+
+
+def test_a_large_leak_is_warned_about(toy: HookedModel):
+    neutral = [f"w3 w4 {text} w40 w41" for text in _texts("w50", 40, 11)]
+    both = [f"{text} w30" for text in SOURCE], [f"{text} w30" for text in TARGET]
+    with pytest.warns(UserWarning, match=r"target prompts get up to \d+% of the edit"):
+        leaking = fit_steering(toy, *both, neutral=neutral, sites=SITE)
+    assert leaking.provenance["sites"][str(SITE)]["rho"] > 0.5
+    kept = fit_steering(toy, *both, neutral=neutral, sites=SITE, preserve="target", calibrate=False)
+    _close(_seen(toy, kept, both[1]).mean(0), _rows(toy, both[1]).mean(0))
+    _close(_seen(toy, kept, both[0]).mean(0), _rows(toy, both[1]).mean(0))
 
 
 @pytest.mark.parametrize("method", ["midsteer", "add", "per-neuron", "free"])
@@ -253,6 +290,8 @@ def test_what_does_not_go_together_is_refused(toy: HookedModel, monkeypatch: pyt
         ({"method": "midsteer"}, "counts from neutral prompts"),
         ({"method": "erase", "target": None}, "without a target counts from neutral prompts"),
         ({"method": "add", "preserve": [SOURCE]}, "preserve is for methods that read"),
+        ({"method": "erase", "neutral": NEUTRAL, "preserve": "target"}, "preserve='target' is for method='midsteer'"),
+        ({"method": "midsteer", "neutral": NEUTRAL, "preserve": "form"}, "expected 'target', a list of sets"),
         ({"method": "add", "gate": "free"}, "gate: expected 'hard' or 'soft'"),
         ({"method": "add", "protect": {"resid_post.0": torch.ones(48, 1)}}, "not for blocks.1.hook_resid_post"),
         ({"method": "add", "gate": "soft", "protect": {SITE: torch.ones(48, 1)}}, "protect is for affine edits"),
