@@ -35,7 +35,11 @@ def save_steering(steering: "Steering", folder: Path) -> None:
         raise InputError(f"{folder} is a file; a steering is saved as a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / TENSORS).exists():
         raise InputError(f"{folder} holds something else; save the steering in a folder of its own")
-    tensors = {f"{site}/{name}": x for site, edit in steering.edits.items() for name, x in edit.tensors().items()}
+    tensors = {  # copies: sites may share tensors, which the format has no place for
+        f"{site}/{name}": x.detach().cpu().clone()
+        for site, edit in steering.edits.items()
+        for name, x in edit.tensors().items()
+    }
     content = {
         "format": _FORMAT,
         "version": _VERSION,
