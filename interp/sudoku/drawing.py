@@ -21,9 +21,9 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.feeding import Feed
-from interp.sealing import digest
 from interp.sudoku.board import Rules
 from interp.sudoku.generate import Kind, PuzzleSet, generate
+from interp.sudoku.generate_files import PuzzleConfig, write_puzzles
 from interp.sudoku.objectives import next_tokens, open_moves, predicted
 from interp.sudoku.packing import Rows, pack, place
 from interp.sudoku.recipe import SudokuTraining
@@ -82,8 +82,7 @@ class Drawing:
     pool: TraceSet | None = None
 
     def __post_init__(self) -> None:
-        held = 0 if self.pool is None else len(self.pool)
-        assert held == self.settings.pool, f"a pool of {held} traces for settings that say {self.settings.pool}"
+        assert (self.pool is not None) == (self.settings.pool > 0), "a pool exactly where the settings have one"
 
     def batch(self, step: int) -> Batch:
         """Batch `step`, counted from 0."""
@@ -143,29 +142,26 @@ def to_batch(traces: TraceSet, settings: SudokuTraining) -> Batch:
 
 
 def pool_for(settings: SudokuTraining, folder: Path, *, workers: int = 1) -> TraceSet | None:
-    """The base traces of a run, made once: the file's name in `folder` says which settings it was made for."""
+    """The base traces of a run, made in parts below `folder` or read from there; without those held out."""
     if not settings.pool:
         return None
-    names = ("kind", "singles", "order", "pool", "seed")
-    identity = {"n": settings.model.n, "n_ctx": settings.model.n_ctx} | {k: getattr(settings, k) for k in names}
-    path = folder / f"pool-{digest(identity)[:12]}.safetensors"
-    if path.exists():
-        return TraceSet.load(path)
-    seed, parts, have = _number(settings.seed, _POOL), [], 0
-    while have < settings.pool:
-        stream, count = _number(seed, len(parts)), int((settings.pool - have) * 1.02) + 16
-        puzzles = fresh_puzzles(
-            settings.model.rules, count, kind=settings.kind, unseen=False, seed=stream, workers=workers
-        )
-        parts.append(_traces(settings, puzzles, seed=stream, workers=workers))
-        have += len(parts[-1])
-    pool = TraceSet.joined(parts)[: settings.pool]
-    folder.mkdir(parents=True, exist_ok=True)
-    pool.save(path)
+    config = PuzzleConfig(
+        n=settings.model.n,
+        count=settings.pool,
+        kind=settings.kind,
+        seed=_number(settings.seed, _POOL),
+        singles=settings.singles,
+        order=settings.order,
+        max_length=settings.model.n_ctx,
+    )
+    traces = write_puzzles(config, folder / "pool", workers=workers)
+    pool = traces[~held_out(traces.rules, traces.puzzles)]
+    if not len(pool):
+        raise InputError(f"pool={settings.pool}: all its puzzles are held out from training; make the pool larger")
     return pool
 
 
-def _traces(settings: SudokuTraining, puzzles: PuzzleSet, *, seed: int, workers: int = 1) -> TraceSet:
+def _traces(settings: SudokuTraining, puzzles: PuzzleSet, *, seed: int) -> TraceSet:
     """Traces of the puzzles whose trace the model has positions for; refused if it has not for most."""
     traces = make_traces(
         settings.model.rules,
@@ -174,7 +170,6 @@ def _traces(settings: SudokuTraining, puzzles: PuzzleSet, *, seed: int, workers:
         singles=settings.singles,
         order=settings.order,
         max_length=settings.model.n_ctx,
-        workers=workers,
     )
     if 2 * len(traces) < len(puzzles.puzzles):
         raise InputError(

@@ -8,15 +8,15 @@ from interp.sudoku.model import SudokuModelConfig
 from interp.sudoku.recipe import SudokuTraining
 
 _4X4 = SudokuModelConfig(n=4, d_model=48, n_layers=3, n_heads=4, d_mlp=192, n_ctx=18)
-_6X6 = SudokuModelConfig(n=6, d_model=128, n_layers=4, n_heads=4, d_mlp=512, n_ctx=38)
+_6X6 = SudokuModelConfig(n=6, d_model=128, n_layers=3, n_heads=4, d_mlp=512, n_ctx=38)
 _9X9 = SudokuModelConfig(n=9, d_model=576, n_layers=8, n_heads=8, d_mlp=3456, n_ctx=300)
 
 PRESETS: dict[str, SudokuTraining] = {
     "4x4-dense": SudokuTraining(
         model=_4X4,
         rows=128,
-        steps=2500,
-        lr=8e-3,
+        steps=3600,
+        lr=6e-3,
         betas=(0.9, 0.98),
         warmup=50,
         log_every=100,
@@ -25,7 +25,16 @@ PRESETS: dict[str, SudokuTraining] = {
         solve_puzzles=500,
     ),
     "6x6-dense": SudokuTraining(
-        model=_6X6, rows=256, steps=6000, lr=2e-3, warmup=100, log_every=100, checkpoint_every=200, solve_every=500
+        model=_6X6,
+        rows=64,
+        steps=6000,
+        lr=4e-3,
+        betas=(0.9, 0.98),
+        warmup=100,
+        log_every=50,
+        checkpoint_every=250,
+        solve_every=500,
+        solve_puzzles=200,
     ),
     "9x9-paper": SudokuTraining(
         model=_9X9,

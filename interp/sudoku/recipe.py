@@ -49,7 +49,7 @@ class SudokuTraining:
     compute: Compute = "float32"
     """Of the forward and backward pass; weights, gradients and AdamW's state are float32."""
     pool: int = 0
-    """Draw from so many base puzzles under random symmetries; 0: make new puzzles at every step."""
+    """Draw from so many base puzzles, those held out left aside, under random symmetries; 0: new puzzles every step."""
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500

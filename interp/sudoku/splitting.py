@@ -22,6 +22,8 @@ from interp.sudoku.board import Rules, as_grids
 HELD_OUT = 0.1
 """The paper holds out 5 % to choose and 5 % to test."""
 ROUNDS = 4
+PART = 8192
+"""Puzzles at a time: a 9x9 board takes 6 kB on the way."""
 
 _FILLED, _LINE, _BOX, _DIGIT, _SUM = (np.uint64(k) for k in (0x51, 0x52, 0x53, 0x54, 0x55))
 
@@ -37,7 +39,11 @@ def held_out(
 
 def symmetric_hash(rules: Rules, puzzles: Int[np.ndarray, "b cells"]) -> UInt64[np.ndarray, " b"]:
     """h: equal for puzzles that a symmetry takes into each other."""
-    grids = as_grids(rules, puzzles)
+    parts = np.split(as_grids(rules, puzzles), range(PART, len(puzzles), PART))
+    return np.concatenate([_hash(rules, part) for part in parts])
+
+
+def _hash(rules: Rules, grids: Int[np.ndarray, "b cells"]) -> UInt64[np.ndarray, " b"]:
     holds = grids[:, :, None] == np.arange(1, rules.n + 1, dtype=np.int8)  # [b cells digits]
     colour = _mix((grids > 0).astype(np.uint64), _FILLED)
     row, column, box = rules.units_of.T

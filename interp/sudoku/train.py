@@ -1,7 +1,7 @@
 """Training a solver: packed rows of traces, one of two objectives, AdamW with warm-up and cosine, bit-exact resume.
 
     folder/run.json, metrics.jsonl, checkpoints/       see `interp.loop`
-    folder/pool-*.safetensors                          base traces, where the settings ask for a pool
+    folder/pool/                                       base traces, where the settings ask for a pool
     folder/model.safetensors, config.json              the model, once all steps are done: `load_model(folder)`
 
     g <- grad mean loss over the batch's predicted tokens;  g <- g min(1, clip / |g|);  AdamW(g; rate(step))

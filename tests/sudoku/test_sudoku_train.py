@@ -101,17 +101,18 @@ def test_the_loss_of_packed_rows_is_that_of_the_documents_one_by_one(objective: 
 def test_augmented_traces_are_traces_of_other_puzzles(tmp_path: Path):
     settings = dataclasses.replace(TINY, pool=40, kind="minimal")
     pool = pool_for(settings, tmp_path)
-    assert pool is not None and len(pool) == 40 and not held_out(pool.rules, pool.puzzles).any()
+    assert pool is not None and 20 < len(pool) < 40 and not held_out(pool.rules, pool.puzzles).any()
+    m = len(pool)
     other = augmented(pool, np.random.default_rng(0))
     assert (other.tokens != pool.tokens).any(1).all()
     played, before = replay(pool.rules, other.tokens), replay(pool.rules, pool.tokens)
-    rows, last = np.arange(40), pool.lengths - 1
+    rows, last = np.arange(m), pool.lengths - 1
     assert played.valid[rows, last].all() and (played.boards[rows, last] > 0).all()
     puzzles = played.boards[rows, pool.n_clues]
     assert not held_out(pool.rules, puzzles).any() and (puzzles != pool.puzzles).any(1).all()
     assert ((puzzles > 0).sum(1) == pool.n_clues).all() and (played.depth == before.depth).all()
     again = pool_for(settings, tmp_path)
-    assert again is not None and (again.tokens == pool.tokens).all() and len(list(tmp_path.iterdir())) == 1
+    assert again is not None and (again.tokens == pool.tokens).all()
 
 
 def test_batches_hold_no_puzzle_of_the_other_side():
