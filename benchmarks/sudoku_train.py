@@ -72,14 +72,14 @@ def main() -> None:
 
 
 def keep(path: Path, name: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Put a seed's row into the file, with the processor time it knew of the same steps; the row."""
+    """Put a seed's row into the file, with what it holds on the training of the same steps if this call did not train."""
     known = json.loads(path.read_text())["runs"] if path.exists() else []
+    row = {**row, "training_environment": environment(("torch", "transformers", "numba"))}
     for old in known:
         if (old["seed"], old["steps"]) == (row["seed"], row["steps"]) and row["cpu_seconds"] is None:
-            row = {**row, "cpu_seconds": old["cpu_seconds"]}
+            row |= {key: old[key] for key in ("cpu_seconds", "training_environment")}
     runs = sorted([old for old in known if old["seed"] != row["seed"]] + [row], key=lambda run: run["seed"])
-    facts = environment(("torch", "transformers", "numba"))
-    path.write_text(json.dumps({"preset": name, "environment": facts, "runs": runs}, indent=1) + "\n")
+    path.write_text(json.dumps({"preset": name, "runs": runs}, indent=1) + "\n")
     return row
 
 

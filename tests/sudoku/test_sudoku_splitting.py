@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from interp.errors import InputError
+from interp.sudoku import splitting
 from interp.sudoku.board import Rules
 from interp.sudoku.drawing import fresh_puzzles, unseen_puzzles
 from interp.sudoku.generate import generate
@@ -78,3 +79,10 @@ def test_the_share_held_out_is_the_one_asked_for():
     assert abs(held_out(Rules.of(6), puzzles, fraction=0.5).mean() - 0.5) < 0.05
     with pytest.raises(InputError, match=r"fraction=1\.5: expected the share of puzzles to hold out"):
         held_out(RULES, puzzles[:, :16], fraction=1.5)
+
+
+def test_the_hash_does_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch):
+    puzzles = generate(RULES, 25, kind="dense", seed=2).puzzles
+    whole = symmetric_hash(RULES, puzzles)
+    monkeypatch.setattr(splitting, "PART", 7)
+    assert (symmetric_hash(RULES, puzzles) == whole).all() and len(symmetric_hash(RULES, puzzles[:0])) == 0
