@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def keep(path: Path, name: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Put a seed's row into the file, with what it holds on the training of the same steps if this call did not train."""
+    """Put a seed's row into the file, with what that knows of the training if this call only measured."""
     known = json.loads(path.read_text())["runs"] if path.exists() else []
     row = {**row, "training_environment": environment(("torch", "transformers", "numba"))}
     for old in known:
