@@ -109,11 +109,11 @@ def _item(line: str, place: str) -> Item:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place} is not JSON ({error.msg}); one object a line") from error
-    options = row.get("options") if isinstance(row, dict) else None
+    options: list[Any] = row.get("options", []) if isinstance(row, dict) else []
     sound = (
         isinstance(options, list)
-        and len(set(map(str, options))) == len(options) >= 2
         and all(isinstance(option, str) and option.strip() for option in options)
+        and len(set(options)) == len(options) >= 2
         and isinstance(row.get("question"), str)
         and isinstance(row.get("answer"), int)
         and 0 <= row["answer"] < len(options)

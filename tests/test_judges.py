@@ -110,6 +110,16 @@ def test_a_probe_of_pooled_activations_reads_the_person(smollm2: HookedModel):
         judge.score(["a text"], Question.choice("?", ["first person", "red"]))
 
 
+def test_a_probe_of_three_classes_knows_a_subset_of_them():
+    def embed(texts):
+        return np.array([[text.count(letter) for letter in "abc"] for text in texts], float)
+
+    texts = [letter * n + other for letter in "abc" for n in (3, 4, 5) for other in "abc"]
+    judge = ProbeJudge.fit(embed, texts, [text[0] for text in texts], name="letters")
+    assert judge.classes == ("a", "b", "c")
+    assert judge.score(["aaaaaaaa", "bbbbbbbb"], Question.choice("?", ["b", "a"])).choice.tolist() == [1, 0]
+
+
 @torch.no_grad()
 def test_pooling_is_the_mean_of_a_text_alone(smollm2: HookedModel):
     texts = ["The harbour was quiet.", "Ice", "A much longer sentence, which makes the others stand beside padding."]

@@ -44,12 +44,12 @@ class Verdict:
     @property
     def strict(self) -> Bool[np.ndarray, " n"]:
         """Which cases pass on every seed."""
-        return self.passed.all(0)
+        return np.asarray(self.passed.all(0))
 
     @property
     def soft(self) -> Bool[np.ndarray, " n"]:
         """Which cases pass on one seed or more."""
-        return self.passed.any(0)
+        return np.asarray(self.passed.any(0))
 
     @property
     def hit_rate(self) -> tuple[float, Interval]:

@@ -1,6 +1,6 @@
 """A judge fitted on labelled texts: a linear read-out of embeddings or of a model's pooled activations.
 
-    logits = (e(text) - mean) / scale · W + b,   W, b minimise  Σ_i cross-entropy_i + |W|² / 2C
+    scores = w_c · (e(text) - mean) / scale + b_c,     fitted by interp.probes.fit_logistic
 
 It is fitted on other texts than it scores, and refuses a text that it was fitted on. What it reads may be the sentence
 embedding, or the mean over positions of a site of any model in memory; reading the model under study at the site that
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from interp.batching import default_token_budget
 from interp.errors import InputError
 from interp.judging.embedding import Embed
 from interp.judging.question import Question, Scores, check_texts
 from interp.model import HookedModel
+from interp.probes import LinearProbe, fit_logistic
 from interp.sites import Site
 
 
@@ -28,8 +30,9 @@ class ProbeJudge:
 
     embed: Embed
     classes: tuple[str, ...]
-    W: Float[np.ndarray, "d c"]
-    b: Float[np.ndarray, " c"]
+    mean: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    probe: LinearProbe
     fitted_on: frozenset[str]
     name: str = "probe"
 
@@ -38,8 +41,6 @@ class ProbeJudge:
         cls, embed: Embed, texts: Sequence[str], labels: Sequence[str], *, C: float = 1.0, name: str = "probe"
     ) -> "ProbeJudge":
         """Multinomial logistic regression on standardised coordinates."""
-        from sklearn.linear_model import LogisticRegression
-
         check_texts(texts, name)
         classes = tuple(sorted(set(labels)))
         if len(texts) != len(labels) or len(classes) < 2:
@@ -47,14 +48,14 @@ class ProbeJudge:
                 f"{name}: {len(texts)} texts and {len(labels)} labels of {len(classes)} classes; expected one label a "
                 "text, and two classes or more"
             )
-        x = np.asarray(embed(list(texts)), np.float64)
-        mean, scale = x.mean(0), x.std(0).clip(min=1e-8)
-        fitted = LogisticRegression(C=C, max_iter=2000).fit((x - mean) / scale, [classes.index(one) for one in labels])
-        coef, intercept = fitted.coef_, fitted.intercept_
-        if len(classes) == 2:  # one row for two classes: the second against the first
-            coef, intercept = np.vstack([-coef / 2, coef / 2]), np.concatenate([-intercept / 2, intercept / 2])
-        W = (coef / scale).T
-        return cls(embed, classes, W, intercept - mean @ W, frozenset(texts), name)
+        x = torch.from_numpy(np.asarray(embed(list(texts)), np.float64))
+        mean, scale = x.mean(0), x.std(0).clamp(min=1e-8)
+        y = torch.tensor([classes.index(one) for one in labels])[:, None]
+        binary = len(classes) == 2
+        probe = fit_logistic(
+            (x - mean) / scale, y.bool() if binary else y, classes=None if binary else len(classes), C=C
+        )
+        return cls(embed, classes, mean, scale, probe, frozenset(texts), name)
 
     def score(self, texts: Sequence[str], question: Question, *, seed: int = 0) -> Scores:
         """Softmax over the question's options, all of which must be classes of the probe."""
@@ -68,10 +69,12 @@ class ProbeJudge:
             raise InputError(
                 f"{self.name}: text {seen[0]} is one the probe was fitted on ({texts[seen[0]][:60]!r}); judge others"
             )
-        logits = np.asarray(self.embed(list(texts)), np.float64) @ self.W + self.b
-        chosen = logits[:, [self.classes.index(option) for option in question.options]]
-        exps = np.exp(chosen - chosen.max(1, keepdims=True))
-        return Scores(self.name, question, exps / exps.sum(1, keepdims=True))
+        x = torch.from_numpy(np.asarray(self.embed(list(texts)), np.float64))
+        scores = self.probe.scores((x - self.mean) / self.scale)[:, 0]
+        if scores.shape[1] == 1:  # two classes: the log-odds of the second
+            scores = torch.cat([torch.zeros_like(scores), scores], 1)
+        chosen = scores[:, [self.classes.index(option) for option in question.options]]
+        return Scores(self.name, question, chosen.double().softmax(-1).numpy())
 
 
 def pooled(model: HookedModel, site: Site | str, *, max_length: int = 128, token_budget: int | None = None) -> Embed:

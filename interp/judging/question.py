@@ -119,7 +119,7 @@ class Scores:
     @property
     def failed(self) -> np.ndarray:
         """Which texts got no usable answer."""
-        return np.isnan(self.weights).any(1)
+        return np.asarray(np.isnan(self.weights).any(1))
 
     @property
     def n_failed(self) -> int:
