@@ -22,6 +22,7 @@ def commands() -> object:
     from midlens.evaluate import Evaluate
     from midlens.extract import Extract
     from midlens.parity import Parity
+    from midlens.steer import Steer
     from midlens.store import Store
     from midlens.sweep import Sweep
     from midlens.train import Train
@@ -36,6 +37,7 @@ def commands() -> object:
         | Annotated[Evaluate, sub("evaluate", description="Evaluate an SAE on held-out activations and text.")]
         | Annotated[Parity, sub("parity", description="Compare every site with independent implementations.")]
         | Annotated[Attention, sub("attention", description="Routing and filtering of attention.")]
+        | Annotated[Steer, sub("steer", description="Fit, apply, evaluate and fold affine steering.")]
         | Annotated[Bench, sub("bench", description="How near this machine's limit extraction and SAE steps run.")]
     )
 

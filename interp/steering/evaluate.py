@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interp.corpus import Document
 from interp.errors import InputError
@@ -37,9 +37,7 @@ from interp.steering.evaluation_steps import Steps
 from interp.steering.generation import Generated, Writing
 from interp.steering.neutral import NeutralEffect
 from interp.steering.records import Records
-
-if TYPE_CHECKING:
-    from interp.steering.steering import Steering
+from interp.steering.steering import Steering
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class EvaluationConfig:
 
 def evaluate(
     model: HookedModel,
-    methods: "Mapping[str, Steering]",
+    methods: Mapping[str, Steering],
     contrast: ContrastSet,
     *,
     judges: Sequence[Judge],
@@ -136,7 +134,7 @@ def concept_question(contrast: ContrastSet) -> Question:
     )
 
 
-def _check(methods: "Mapping[str, Steering]", judges: Sequence[Judge], betas: Mapping[str, Sequence[float]]) -> None:
+def _check(methods: Mapping[str, Steering], judges: Sequence[Judge], betas: Mapping[str, Sequence[float]]) -> None:
     if not methods or not judges:
         raise InputError("an evaluation needs one method and one judge at least")
     names = [judge.name for judge in judges]
@@ -155,7 +153,7 @@ def _point(
     texts: Mapping[str, Generated],
     base: Mapping[str, Generated],
     effect: NeutralEffect | None,
-    steering: "Steering | None" = None,
+    steering: Steering | None = None,
 ) -> Point:
     level = steps.config.level
     sets = {
@@ -166,7 +164,7 @@ def _point(
     return Point(method, beta, sets, kl, delta_ce, _accuracy(steps, method, steering), steps.analytic(steering))
 
 
-def _accuracy(steps: Steps, method: str, steering: "Steering | None") -> Accuracy | None:
+def _accuracy(steps: Steps, method: str, steering: Steering | None) -> Accuracy | None:
     """Of the questions; the instruction of the prompt-only baseline is not put in front of them."""
     if not steps.questions or method == PROMPTED:
         return None
@@ -174,7 +172,7 @@ def _accuracy(steps: Steps, method: str, steering: "Steering | None") -> Accurac
 
 
 def _samples(
-    steps: Steps, methods: "Mapping[str, Steering]", grid: Mapping[str, Sequence[float]]
+    steps: Steps, methods: Mapping[str, Steering], grid: Mapping[str, Sequence[float]]
 ) -> tuple[dict[str, Any], ...]:
     """The first texts of each kind, of every point; they were generated already and are read from memory."""
     runs = {UNSTEERED: steps.texts(UNSTEERED)}
@@ -192,7 +190,7 @@ def _samples(
     )
 
 
-def _facts(steps: Steps, methods: "Mapping[str, Steering]", rater: Judge | None) -> dict[str, Any]:
+def _facts(steps: Steps, methods: Mapping[str, Steering], rater: Judge | None) -> dict[str, Any]:
     source, target = steps.contrast.concepts
     facts = {
         "model": steps.model.name,

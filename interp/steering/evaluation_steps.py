@@ -1,6 +1,7 @@
 """The steps of an evaluation, each kept under a key that says all it depends on."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,16 @@ from interp.multiple_choice import Item, multiple_choice_accuracy
 from interp.steering.axbench import choose_and_report, harmonic, rate
 from interp.steering.contrast import ContrastSet
 from interp.steering.evaluation import PROMPTED
+from interp.steering.fingerprint import fingerprint
 from interp.steering.generation import Generated, generate_texts
 from interp.steering.neutral import NeutralEffect, NeutralText, as_generated, neutral_effect, prompted_effect
 from interp.steering.prompts import asked_for, prompts_of
 from interp.steering.records import Records
+from interp.steering.steering import Steering
 from interp.tensorfile import tensors_digest
 
 if TYPE_CHECKING:
     from interp.steering.evaluate import EvaluationConfig
-    from interp.steering.steering import Steering
 
 
 class Steps:
@@ -39,6 +41,7 @@ class Steps:
         records: Records,
     ) -> None:
         self.model, self.contrast, self.config, self.judges, self.question = model, contrast, config, judges, question
+        self._weights = fingerprint(model)
         self.records, self.questions = records, tuple(questions[: config.questions])
         self.prompts = prompts_of(contrast, n=config.n_prompts, seed=config.seed)
         length = config.neutral_length
@@ -58,13 +61,13 @@ class Steps:
         """Texts of one point."""
         return sum(map(len, self.prompts.values()))
 
-    def texts(self, method: str, steering: "Steering | None" = None, beta: float = 0.0) -> dict[str, Generated]:
+    def texts(self, method: str, steering: Steering | None = None, beta: float = 0.0) -> dict[str, Generated]:
         """The texts of a point, by set of prompts; all of them are generated together."""
         if (method, beta) not in self._texts:
             self._texts[method, beta] = self._generated(method, steering, beta)
         return self._texts[method, beta]
 
-    def _generated(self, method: str, steering: "Steering | None", beta: float) -> dict[str, Generated]:
+    def _generated(self, method: str, steering: Steering | None, beta: float) -> dict[str, Generated]:
         plain = [prompt for prompts in self.prompts.values() for prompt in prompts]
         given = [asked_for(prompt, self.instruction) for prompt in plain] if method == PROMPTED else plain
         key = {**self._key(steering), "prompts": _hash(given), "plain": _hash(plain)}
@@ -106,7 +109,7 @@ class Steps:
         key |= {"texts": _hash(generated.texts), "seed": self.config.seed}
         return self.records.get(f"judge-{judge.name}-{kind}", key, make)
 
-    def neutral(self, method: str, steering: "Steering", betas: Sequence[float]) -> dict[float, NeutralEffect]:
+    def neutral(self, method: str, steering: Steering, betas: Sequence[float]) -> dict[float, NeutralEffect]:
         """KL and cross-entropy on neutral text at every strength."""
 
         def make() -> list[dict[str, Any]]:
@@ -126,7 +129,7 @@ class Steps:
         key = {**self._key(None), "instruction": self.instruction, "text": _hash(self.text.rows)}
         return _effect(self.records.get("neutral-prompt", key, make))
 
-    def answered(self, method: str, steering: "Steering | None") -> list[bool]:
+    def answered(self, method: str, steering: Steering | None) -> list[bool]:
         """Which multiple-choice questions are answered rightly; under the scope `generated` all but the first token
         count as generated, for nothing is."""
         hooks = {} if steering is None else dict(steering.hooks())
@@ -139,7 +142,7 @@ class Steps:
         key = {**self._key(steering), "questions": _hash(self.questions)}
         return self.records.get(f"questions-{method}", key, make)
 
-    def rated(self, method: str, steering: "Steering", betas: Sequence[float], rater: Judge) -> dict[str, Any]:
+    def rated(self, method: str, steering: Steering, betas: Sequence[float], rater: Judge) -> dict[str, Any]:
         """AxBench's score of a method on the source prompts, for the target concept."""
         prompts = [prompt.text for prompt in self.prompts["source"]]
         rows = []
@@ -156,13 +159,18 @@ class Steps:
             rows.append(harmonic(*(np.array(held[name], np.float64) for name in ("concept", "instruction", "fluency"))))
         return vars(choose_and_report(betas, np.stack(rows), seed=self.config.seed, level=self.config.level))
 
-    def analytic(self, steering: "Steering | None") -> dict[str, dict[str, float]]:
-        """By site, what was written down when the edit was fitted, at its strength."""
-        if steering is None:
-            return {}
-        return {}
+    def analytic(self, steering: Steering | None) -> dict[str, dict[str, float]]:
+        """By site, what was written down when the edit was fitted; the disturbance at its own strength."""
+        found: dict[str, dict[str, float]] = {}
+        for site, edit in () if steering is None else steering.edits.items():
+            facts = steering.provenance.get("sites", {}).get(str(site), {})
+            one = {name: facts[name] for name in ("alpha", "alpha_debiased", "rho") if _finite(facts.get(name))}
+            if _finite(facts.get("eta")) and facts.get("beta"):
+                one["eta"] = facts["eta"] * (edit.beta / facts["beta"]) ** 2
+            found[str(site)] = one
+        return found
 
-    def described(self, steering: "Steering") -> dict[str, Any]:
+    def described(self, steering: Steering) -> dict[str, Any]:
         """What a steering is, for the provenance."""
         return {
             "method": steering.method,
@@ -171,11 +179,10 @@ class Steps:
             "provenance": dict(steering.provenance),
         }
 
-    def _key(self, steering: "Steering | None") -> dict[str, Any]:
+    def _key(self, steering: Steering | None) -> dict[str, Any]:
         edits: Mapping[Any, Any] = {} if steering is None else steering.edits
         return {
-            "model": self.model.name,
-            "revision": self.model.revision,
+            "model": self._weights,
             "dtype": str(self.model.dtype),
             "scope": None if steering is None else str(steering.scope),
             "edits": {str(site): tensors_digest(edit.tensors(), edit.facts()) for site, edit in edits.items()},
@@ -188,3 +195,7 @@ def _effect(value: Mapping[str, Sequence[Any]]) -> NeutralEffect:
 
 def _hash(values: Any) -> str:
     return hashlib.sha256(repr(tuple(values)).encode(errors="surrogatepass")).hexdigest()[:24]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

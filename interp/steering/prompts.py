@@ -7,7 +7,7 @@ stands. A set of plain texts gives openings: the first half of the words of each
 openings already. Which texts are taken is drawn from the seed, without regard to their order in the file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.model import HookedModel
+from interp.moments import Positions
 from interp.steering.contrast import ContrastSet
-
-PromptSets = Mapping[str, "tuple[Prompt, ...]"]
+from interp.steering.fit_data import Prompts
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Prompt:
 
     def given(self, model: HookedModel) -> Any:
         """What `to_tokens` takes."""
-        chat = self.instruction and bool(getattr(model.tokenizer, "chat_template", None))
-        return [{"role": "user", "content": self.text}] if chat else self.text
+        return [{"role": "user", "content": self.text}] if self.instruction and has_chat(model) else self.text
 
 
 class Encoded(NamedTuple):
@@ -57,6 +56,35 @@ def prompts_of(contrast: ContrastSet, *, n: int, seed: int = 0) -> dict[str, tup
             Prompt(text, contrast.form == "prompt") for text in _drawn(contrast.held_out.open, n, seed)
         )
     return {**found, "unrelated": tuple(Prompt(text) for text in _drawn(contrast.held_out.unrelated, n, seed))}
+
+
+def fitting_prompts(
+    contrast: ContrastSet,
+    *,
+    chat: bool,
+    n: int | None = None,
+    held_out: bool = False,
+    positions: Positions | None = None,
+) -> Prompts:
+    """What an edit is fitted on: at most `n` texts of each kind, spread over the file (its templates stand in a row).
+
+    Instructions are chats where the model has a template, read where the user's words are; plain texts are read at
+    every token. Source, target and neutral prompts are read alike: what sets apart the one population from the other
+    would else be taken for the concept."""
+    part = contrast.held_out if held_out else contrast.train
+    chat = chat and contrast.form == "prompt"
+
+    def some(texts: Sequence[str]) -> list[Any]:
+        picked = np.unique(np.linspace(0, len(texts) - 1, min(n or len(texts), len(texts))).astype(int))
+        return [[{"role": "user", "content": texts[i]}] if chat else texts[i] for i in picked]
+
+    where: Positions = positions or ("content" if chat else "all")
+    return Prompts(some(part.source), some(part.target), some(part.unrelated), positions=where)
+
+
+def has_chat(model: HookedModel) -> bool:
+    """Whether the model's tokenizer has a chat template."""
+    return bool(getattr(model.tokenizer, "chat_template", None))
 
 
 def encode(model: HookedModel, prompts: Sequence[Prompt]) -> Encoded:
