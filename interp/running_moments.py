@@ -80,18 +80,18 @@ class Moments:
         device = self.mean.device
         x, z = _double(x, device), torch.zeros(len(x), 0) if z is None else z
         z = _double(z, device)
-        part = Moments(self.d, self.l, device=device)
-        part.n = len(x)
-        part.n_groups = len(x) if groups is None else groups if isinstance(groups, int) else len(groups.unique())
-        part.mean, part.z_mean = _mean(x), _mean(z)
-        if not bool(part.mean.isfinite().all() & part.z_mean.isfinite().all()):
+        n_groups = len(x) if groups is None else groups if isinstance(groups, int) else len(groups.unique())
+        mean, z_mean = _mean(x), _mean(z)
+        if not bool(mean.isfinite().all() & z_mean.isfinite().all()):
             raise InputError(
                 "Moments: the rows hold NaN or infinite values. The model's dtype overflowed (try float32 or "
                 "bfloat16), or an edit before this site returned them"
             )
-        x, z = x - part.mean, z - part.z_mean
-        part._xx, part._xz = x.T @ x, x.T @ z
-        return self.merge(part)
+        self._join(len(x), n_groups, mean, z_mean)
+        x, z = x - mean, z - z_mean
+        self._xx.addmm_(x.T, x)
+        self._xz.addmm_(x.T, z)
+        return self
 
     def merge(self, other: "Moments") -> "Moments":
         """Take in what another one has seen: exactly as if its rows had come here."""
@@ -102,14 +102,20 @@ class Moments:
             )
         if other.n == 0:
             return self
-        device, n = self.mean.device, self.n + other.n
-        e, f = other.mean.to(device) - self.mean, other.z_mean.to(device) - self.z_mean
-        weight = self.n * (other.n / n)
-        self._xx = self._xx + other._xx.to(device) + torch.outer(e, e) * weight
-        self._xz = self._xz + other._xz.to(device) + torch.outer(e, f) * weight
-        self.mean, self.z_mean = self.mean + e * (other.n / n), self.z_mean + f * (other.n / n)
-        self.n, self.n_groups = n, self.n_groups + other.n_groups
+        device = self.mean.device
+        self._join(other.n, other.n_groups, other.mean.to(device), other.z_mean.to(device))
+        self._xx.add_(other._xx.to(device))
+        self._xz.add_(other._xz.to(device))
         return self
+
+    def _join(self, n: int, n_groups: int, mean: Float[Tensor, " d"], z_mean: Float[Tensor, " l"]) -> None:
+        """Chan's step for n more rows about their own mean, but for their scatter; in place, Σ may be large."""
+        total = self.n + n
+        e, f, share = mean - self.mean, z_mean - self.z_mean, n / total
+        self._xx.addr_(e, e, alpha=self.n * share)
+        self._xz.addr_(e, f, alpha=self.n * share)
+        self.mean, self.z_mean = self.mean + e * share, self.z_mean + f * share
+        self.n, self.n_groups = total, self.n_groups + n_groups
 
     def covariance(self) -> Float[Tensor, "d d"]:
         """Σ, divided by n − 1 and exactly symmetric."""

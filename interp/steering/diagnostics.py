@@ -141,12 +141,14 @@ def disturbance(edit: AnyEdit, moments: Moments) -> float:
 
 def beta_for(edit: AnyEdit, moments: Moments, eta: float) -> float:
     """The β ≥ 0 at which the edit disturbs by `eta`: one budget for layers of different sizes."""
+    return strength_for(eta, disturbance(edit.at(1.0), moments))
+
+
+def strength_for(eta: float, share: float) -> float:
+    """The β ≥ 0 that disturbs by `eta`, for an edit that disturbs by `share` at β = 1."""
     if not eta >= 0:
         raise InputError(f"eta={eta}: expected a disturbance of 0 or more, such as 0.01 of the variance")
-    whole = disturbance(edit.at(1.0), moments)
-    if whole == 0:
-        return 0.0
-    return math.sqrt(eta / whole)
+    return 0.0 if share == 0 else math.sqrt(eta / share)
 
 
 def read_out(edit: AffineEdit | ClampEdit, rows: Rows) -> Float[Tensor, " r"]:

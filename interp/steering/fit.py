@@ -28,7 +28,7 @@ from interp.model import Edit, HookedModel
 from interp.moments import Positions, Whitener, Whitening, whitener
 from interp.sites import Site
 from interp.steering.closed_forms import protect as protected
-from interp.steering.diagnostics import Rows, Signal, calibrated, leak, neutral_noise, read_out, signal
+from interp.steering.diagnostics import Rows, Signal, calibrated, leak, neutral_noise, read_out, signal, strength_for
 from interp.steering.edits import AffineEdit, AnyEdit, GateKind
 from interp.steering.fit_data import Prompts, SiteData, gather
 from interp.steering.methods import AGAINST_NEUTRAL, Kept, Method, Recipe, build, source_vector, target_vector
@@ -153,7 +153,7 @@ def fit_site(site: Site, data: SiteData, settings: Settings) -> Fitted:
         edit, told["protect_lost"] = protected(edit, settings.protect[site])
     rows = data.neutral or data.reference
     share = measured_disturbance(edit.at(1.0), rows, float(data.moments.covariance().trace()))
-    strength = settings.beta if settings.eta is None else _strength(settings.eta, share)
+    strength = settings.beta if settings.eta is None else strength_for(settings.eta, share)
     edit = edit.at(strength).to(dtype=torch.float32)
     return Fitted(edit, {**facts, **told, "beta": strength, "eta": share * strength**2})
 
@@ -167,12 +167,6 @@ def measured_disturbance(edit: AnyEdit, rows: Rows, variance: float) -> float:
     """η of any edit, on rows: mean of |f(x) − x|² over positions, as a share of the total variance."""
     moved = edit.to(dtype=torch.float64).change(rows.x).square().sum(1)
     return float(rows.weight @ moved / rows.weight.sum()) / variance
-
-
-def _strength(eta: float, share: float) -> float:
-    if not eta >= 0:
-        raise InputError(f"eta={eta}: expected a disturbance of 0 or more, such as 0.01 of the variance")
-    return 0.0 if share == 0 else math.sqrt(eta / share)
 
 
 def _alpha_facts(data: SiteData, q: Whitener, method: Method, found: Signal | None) -> dict[str, Any]:
