@@ -100,6 +100,11 @@ def _wide(x: Tensor, like: Tensor) -> Tensor:
     return x.to(torch.promote_types(like.dtype, torch.float32))
 
 
+def _coordinates(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """Vᵀx − c."""
+    return _wide(x, v) @ _wide(v, v) - _wide(c, v)
+
+
 @dataclass(frozen=True, eq=False)
 class AffineEdit(_Edit):
     """x ↦ x + β (U (Vᵀx − c) + δ); see the module's docstring."""
@@ -126,7 +131,7 @@ class AffineEdit(_Edit):
 
     def readout(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n r"]:
         """The coordinates z = Vᵀx − c that it acts on."""
-        return _wide(x, self.V) @ _wide(self.V, self.V) - _wide(self.c, self.V)
+        return _coordinates(x, self.V, self.c)
 
     def change(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """β (U z + δ)."""
@@ -191,7 +196,7 @@ class ClampEdit(_Edit):
 
     def readout(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
         """The coordinates z = Vᵀx − c that it holds."""
-        return _wide(x, self.V) @ _wide(self.V, self.V) - _wide(self.c, self.V)
+        return _coordinates(x, self.V, self.c)
 
     def change(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """β (Σ_i u_i (clip(z_i) − z_i) + δ)."""

@@ -13,7 +13,7 @@ from toy_store import word_tokenizer
 
 from interp.errors import InputError
 from interp.model import HookedModel
-from interp.moments import Moments, prompt_rows, text_batches
+from interp.moments import Moments, Whitening, prompt_rows, text_batches
 from interp.sites import Site
 from interp.steering.diagnostics import Rows
 from interp.steering.edits import AffineEdit, GatedEdit
@@ -74,6 +74,14 @@ def test_source_prompts_of_the_steered_model_average_what_target_prompts_do(toy:
         _close(_seen(toy, steering, NEUTRAL).mean(0), _rows(toy, NEUTRAL).mean(0))
     half = _seen(toy, steering.at(0.5), SOURCE).mean(0)
     _close(half, (_rows(toy, SOURCE).mean(0) + _rows(toy, TARGET).mean(0)) / 2)
+
+
+@pytest.mark.parametrize("how", get_args(Whitening))
+def test_every_whitening_carries_the_means_over_and_only_the_side_effects_differ(toy: HookedModel, how: Whitening):
+    steering = _fit(toy, "midsteer", calibrate=False, whiten=how)
+    _close(_seen(toy, steering, SOURCE).mean(0), _rows(toy, TARGET).mean(0))
+    best = _fit(toy, "midsteer", calibrate=False, whiten="full").provenance["sites"][str(SITE)]["eta"]
+    assert steering.provenance["sites"][str(SITE)]["eta"] >= best * (1 - 1e-6)
 
 
 def test_erasing_leaves_the_two_sides_with_one_mean_and_vanilla_takes_the_direction_out(toy: HookedModel):
