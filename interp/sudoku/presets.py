@@ -4,8 +4,8 @@
     6x6-dense   3 layers, width 128     656,512 weights     a core, an hour or more; not trained to its end here
     9x9-paper   8 layers, width 576      43.6 M weights     a GPU; not trained here
 
-4x4-dense, seeds 0 and 1: 460,800 puzzles in 2.4 minutes of processor time (on a machine busy with other work), then
-1,996 and 1,997 of 2,000 puzzles solved of classes never trained on (benchmarks/results/sudoku_train-4x4-dense.json).
+4x4-dense, three seeds: 460,800 puzzles in 2.4 minutes of processor time (on a machine busy with other work), then 1,996
+or 1,997 of 2,000 puzzles solved of classes never trained on (benchmarks/results/sudoku_train-4x4-dense.json).
 
 9x9-paper has the paper's shape, loss, batch, rate, decay and warm-up (arXiv 2605.18847), without clipping. Other than
 there, puzzles come from a pool under random symmetries instead of six passes over 2.7 million; forced moves are made
