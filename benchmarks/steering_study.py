@@ -38,8 +38,9 @@ from interp.steering.baselines import RANDOM, fit_on, matched_betas
 from interp.steering.closed_forms import add, midsteer, vanilla
 from interp.steering.contrast import read_contrast
 from interp.steering.edits import AffineEdit
-from interp.steering.evaluate import EvaluationConfig, evaluate
+from interp.steering.evaluate import evaluate
 from interp.steering.evaluation import UNSTEERED, Point, SteeringEvaluation, accuracy
+from interp.steering.evaluation_config import EvaluationConfig
 from interp.steering.fit import Settings
 from interp.steering.fit_data import Prompts, SiteData, gather
 from interp.steering.methods import Recipe

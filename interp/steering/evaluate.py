@@ -12,7 +12,7 @@ own. With `out`, every step is kept as it is done and an interrupted evaluation 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,54 +33,12 @@ from interp.steering.evaluation import (
     accuracy,
     kl_and_ce,
 )
+from interp.steering.evaluation_config import EvaluationConfig
 from interp.steering.evaluation_steps import Steps
-from interp.steering.generation import Generated, Writing
+from interp.steering.generation import Generated
 from interp.steering.neutral import NeutralEffect
 from interp.steering.records import Records
 from interp.steering.steering import Steering
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Options of an evaluation."""
-
-    betas: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
-    """Strengths of every method without strengths of its own."""
-    n_prompts: int = 24
-    """Prompts of each kind, from the held-out split."""
-    max_new_tokens: int = 48
-    """Longest generated text."""
-    temperature: float = 0.0
-    """0: always the likeliest token."""
-    batch_size: int = 64
-    """Texts generated together; changes nothing but the speed."""
-    neutral_documents: int = 16
-    """Documents behind KL and the change of cross-entropy."""
-    neutral_length: int = 64
-    """Tokens of each."""
-    questions: int = 60
-    """Multiple-choice questions, where any are given; 0 for none."""
-    prompt_only: bool = True
-    """Also measure what an instruction in the prompt does."""
-    instruction: str | None = None
-    """That instruction; by default one made of the concepts' descriptions."""
-    samples: int = 3
-    """Prompts of each kind whose texts are kept for reading."""
-    level: float = 0.95
-    """Of the intervals."""
-    seed: int = 0
-    """Chooses the prompts and, with a temperature, the tokens."""
-
-    def __post_init__(self) -> None:
-        if not self.betas or len(set(self.betas)) < len(self.betas) or 0 in self.betas:
-            raise InputError(f"betas {self.betas}: expected different strengths, none of them 0 (that is `unsteered`)")
-        if min(self.n_prompts, self.neutral_documents, self.neutral_length) < 1 or self.questions < 0:
-            raise InputError("n_prompts, neutral_documents and neutral_length are 1 or more, questions 0 or more")
-
-    @property
-    def writing(self) -> Writing:
-        """How texts are generated."""
-        return Writing(self.max_new_tokens, self.temperature, batch_size=self.batch_size, seed=self.seed)
 
 
 def evaluate(

@@ -19,8 +19,9 @@ from interp.model import HookedModel
 from interp.multiple_choice import read_items
 from interp.steering.baselines import RANDOM, fit_on, matched_betas, mean_eta, random_steering
 from interp.steering.contrast import ContrastSet, read_contrast
-from interp.steering.evaluate import EvaluationConfig, evaluate
+from interp.steering.evaluate import evaluate
 from interp.steering.evaluation import SteeringEvaluation
+from interp.steering.evaluation_config import EvaluationConfig
 from interp.steering.fit import Settings
 from interp.steering.fit_data import gather
 from interp.steering.methods import Method, Recipe
@@ -119,7 +120,7 @@ def _baselines(
     positions = reference.provenance.get("fit", {}).get("positions")
     prompts = fitting_prompts(contrast, chat=has_chat(model), positions=positions)
     data = gather(model, prompts, list(reference.edits))
-    methods: list[Method] = [name for name in wanted if name != RANDOM]
+    methods: list[Method] = [name for name in get_args(Method) if name in wanted]
     settings = Settings(Recipe(methods[0] if methods else "add"), level=None, seed=config.seed)
     found = fit_on(model, data, methods, settings=settings, scope=reference.scope, random=False) if methods else {}
     return found | ({RANDOM: random_steering(model, reference, data, seed=config.seed)} if RANDOM in wanted else {})

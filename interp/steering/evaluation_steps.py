@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from interp.multiple_choice import Item, multiple_choice_accuracy
 from interp.steering.axbench import choose_and_report, harmonic, rate
 from interp.steering.contrast import ContrastSet
 from interp.steering.evaluation import PROMPTED
+from interp.steering.evaluation_config import EvaluationConfig
 from interp.steering.fingerprint import fingerprint
 from interp.steering.generation import Generated, generate_texts
 from interp.steering.neutral import NeutralEffect, NeutralText, as_generated, neutral_effect, prompted_effect
@@ -21,9 +22,6 @@ from interp.steering.prompts import asked_for, prompts_of
 from interp.steering.records import Records
 from interp.steering.steering import Steering
 from interp.tensorfile import tensors_digest
-
-if TYPE_CHECKING:
-    from interp.steering.evaluate import EvaluationConfig
 
 
 class Steps:
@@ -33,7 +31,7 @@ class Steps:
         self,
         model: HookedModel,
         contrast: ContrastSet,
-        config: "EvaluationConfig",
+        config: EvaluationConfig,
         judges: Sequence[Judge],
         question: Question,
         neutral: Sequence[Document],
@@ -162,7 +160,9 @@ class Steps:
     def analytic(self, steering: Steering | None) -> dict[str, dict[str, float]]:
         """By site, what was written down when the edit was fitted; the disturbance at its own strength."""
         found: dict[str, dict[str, float]] = {}
-        for site, edit in () if steering is None else steering.edits.items():
+        if steering is None:
+            return found
+        for site, edit in steering.edits.items():
             facts = steering.provenance.get("sites", {}).get(str(site), {})
             one = {name: facts[name] for name in ("alpha", "alpha_debiased", "rho") if _finite(facts.get(name))}
             if _finite(facts.get("eta")) and facts.get("beta"):

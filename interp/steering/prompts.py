@@ -109,4 +109,4 @@ def _prompt(text: str, instruction: bool) -> Prompt:
 
 def _drawn(texts: Sequence[str], n: int, seed: int) -> list[str]:
     order = np.random.default_rng(seed).permutation(len(texts))[:n]
-    return [texts[i] for i in sorted(order)]
+    return [texts[int(i)] for i in sorted(order)]

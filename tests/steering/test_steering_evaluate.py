@@ -16,7 +16,8 @@ from interp.sites import Site
 from interp.steering.baselines import RANDOM, fit_methods, matched_betas, mean_eta
 from interp.steering.contrast import ContrastSet, read_contrast
 from interp.steering.edits import AffineEdit
-from interp.steering.evaluate import EvaluationConfig, concept_question, evaluate
+from interp.steering.evaluate import concept_question, evaluate
+from interp.steering.evaluation_config import EvaluationConfig
 from interp.steering.fit import Settings
 from interp.steering.methods import Recipe
 from interp.steering.prompts import fitting_prompts, prompts_of
