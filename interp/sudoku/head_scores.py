@@ -82,7 +82,7 @@ def head_scores(model: SudokuModel, traces: TraceSet, *, attribution_puzzles: in
 
 def moves_in(
     rules: Rules, boards: Int[np.ndarray, "m cells"], *, present: bool
-) -> Bool[np.ndarray, "m units cells digits"]:
+) -> Bool[np.ndarray, "m units n digits"]:
     """Per unit: its empty cells x the digits it holds (or, not `present`, lacks)."""
     empty = ~filled(rules, boards)[:, rules.units]
     digits = substructure(rules, boards)
@@ -90,7 +90,7 @@ def moves_in(
 
 
 def _by_unit(
-    rules: Rules, values: Float[Tensor, "m v"], mask: Bool[np.ndarray, "m units cells digits"]
+    rules: Rules, values: Float[Tensor, "m v"], mask: Bool[np.ndarray, "m units n digits"]
 ) -> Float[np.ndarray, "m units"]:
     """Mean of a value per placement over the moves of each unit; NaN where a unit has none."""
     grid = values[:, : rules.n_cells * rules.n].double().numpy().reshape(len(values), rules.n_cells, rules.n)

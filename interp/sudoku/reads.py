@@ -80,7 +80,7 @@ def sampled(states: States, *, per_trace: int, seed: int) -> States:
     """`per_trace` states of each trace that has one, in blocks; drawn with replacement where a trace has fewer."""
     rng, chosen = np.random.default_rng(seed), []
     starts = np.flatnonzero(np.diff(states.row, prepend=-1))
-    for start, stop in zip(starts, [*starts[1:], len(states)], strict=True):
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(states)], strict=True):
         held = stop - start
         chosen.append(start + np.sort(rng.choice(held, per_trace, replace=held < per_trace)))
     return states[np.concatenate(chosen) if chosen else np.zeros(0, np.int64)]

@@ -4,11 +4,13 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from interp.errors import InputError
+
+R = TypeVar("R", bound="Record")
 
 
 class Record:
@@ -20,7 +22,7 @@ class Record:
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+    def from_json(cls: type[R], fields: Mapping[str, Any]) -> R:
         """What `to_json` gave; refuses other fields."""
         assert dataclasses.is_dataclass(cls)
         known = {field.name for field in dataclasses.fields(cls)}
