@@ -1,6 +1,6 @@
 """Which weights a steering was fitted on: a short, cheap fingerprint that survives a change of name and of precision.
 
-    fingerprint(model, blocks=n) = sha256( architecture, embedding, blocks 0 .. n-1 )
+    fingerprint(model, blocks=n) = sha256( architecture, embeddings, blocks 0 .. n-1 )
 
 Of every parameter: its name below its block, its shape, and up to 2048 values at even distances, the first and the last
 among them, rounded to bfloat16. So the same weights under another name or path, in float32 or bfloat16, loaded with
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from interp.anatomy import module_at
 from interp.errors import InputError
 from interp.model import HookedModel
+from interp.offload import here
 from interp.sites import Point, Site
 
 SAMPLES = 2048
@@ -31,34 +32,39 @@ _NUMBERS = (
 
 
 def fingerprint(model: HookedModel, *, blocks: int | None = None) -> str:
-    """sha256 in hexadecimal of the embedding and the first `blocks` layers (by default all that are loaded)."""
+    """sha256 in hexadecimal of the embeddings and the first `blocks` layers (by default all that are loaded)."""
     loaded = model.loaded_layers
     n = loaded if blocks is None else blocks
     if not 0 <= n <= loaded:
         raise InputError(f"fingerprint of {n} layers: {model.name} has {loaded} of {model.cfg.n_layers} loaded")
     sha = hashlib.sha256(repr([getattr(model.cfg, name) for name in _NUMBERS]).encode())
-    body = model.anatomy.body(model.hf)
-    parts = [module_at(body, model.anatomy.embed), *list(model.anatomy.blocks(model.hf))[:n]]
-    for number, part in enumerate(parts):
-        _add(sha, number, part)
+    anatomy = model.anatomy
+    body, layers = anatomy.body(model.hf), list(anatomy.blocks(model.hf))
+    above = {id(parameter) for part in (*layers, anatomy.ln_final(model.hf)) for parameter in part.parameters()}
+    above |= {id(parameter) for parameter in head.parameters()} if (head := anatomy.unembed(model.hf)) else set()
+    above -= {
+        id(parameter) for parameter in module_at(body, anatomy.embed).parameters()
+    }  # a tied head is the embedding
+    _add(sha, -1, body, above)
+    for number, layer in enumerate(layers[:n]):
+        _add(sha, number, layer, set())
     return sha.hexdigest()
 
 
-def _add(sha: Any, number: int, part: nn.Module) -> None:
-    for name, parameter in sorted(part.named_parameters()):
-        sha.update(f"{number}|{name}|{tuple(parameter.shape)}|".encode())
-        sha.update(_sample(name, parameter.detach()).view(torch.uint8).numpy().tobytes())
+def _add(sha: Any, number: int, part: nn.Module, left_out: set[int]) -> None:
+    for path, module in sorted(part.named_modules()):
+        for name, parameter in sorted(module.named_parameters(recurse=False)):
+            if id(parameter) not in left_out:
+                sha.update(f"{number}|{path}.{name}|{tuple(parameter.shape)}|".encode())
+                sha.update(_sample(module, name).view(torch.uint8).numpy().tobytes())
 
 
-def _sample(name: str, parameter: Tensor) -> Tensor:
-    if parameter.device.type == "meta":
-        raise InputError(
-            f"{name} is not in memory (offloaded), so its model cannot be told from others; use force=True"
-        )
-    flat = parameter.reshape(-1)
-    n = len(flat)
-    if n > SAMPLES:
-        flat = flat[torch.linspace(0, n - 1, SAMPLES, dtype=torch.float64, device=flat.device).round().long()]
+def _sample(module: nn.Module, name: str) -> Tensor:
+    value = here(module, name)
+    assert value is not None
+    flat = value.detach().reshape(-1)
+    if len(flat) > SAMPLES:
+        flat = flat[torch.linspace(0, len(flat) - 1, SAMPLES, dtype=torch.float64, device=flat.device).round().long()]
     return (flat.to(torch.bfloat16) if flat.is_floating_point() else flat).cpu().contiguous()
 
 

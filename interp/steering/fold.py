@@ -100,8 +100,8 @@ def weight_changes(model: HookedModel, steering: Steering, *, force: bool = Fals
     for site, edit in steering.edits.items():
         if not isinstance(edit, AffineEdit):
             raise InputError(
-                f"the edit at {site} is a {type(edit).__name__}: only an AffineEdit is an affine map that weights can "
-                "hold. Use hooks"
+                f"the edit at {site} is a {type(edit).__name__}: only the low-rank maps of AffineEdit are folded. "
+                "Use hooks"
             )
         module, path = writer_of(model, site)
         found[path] = _change(module, edit)

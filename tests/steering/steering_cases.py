@@ -9,6 +9,7 @@ from interp.steering.scopes import Scope
 from interp.steering.steering import Steering
 
 LENGTHS = [9, 3, 14, 1]
+FOLDED_SITES = ("attn_out.1", "mlp_out.1", "attn_out.2", "mlp_out.0")
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -37,6 +38,13 @@ def every_kind(d: int = 48) -> dict[str, AffineEdit | DiagonalEdit | ClampEdit |
 def steering_for(model: HookedModel, scope: Scope = "all") -> Steering:
     """Edits of the stream and inside a block."""
     return Steering.of(model, {"resid_post.0": affine(1), "attn_out.1": affine(21)}, scope=scope)
+
+
+def foldable(model: HookedModel, dtype: torch.dtype = torch.float32) -> Steering:
+    """Edits of module outputs: ranks 2, 1, 3 and 0, at several strengths."""
+    kinds = [(2, 1.0), (1, -0.5), (3, 0.8), (0, 1.0)]
+    edits = [affine(10 * i, r=r, dtype=dtype).at(beta) for i, (r, beta) in enumerate(kinds)]
+    return Steering.of(model, dict(zip(FOLDED_SITES, edits, strict=True)))
 
 
 def ragged(model: HookedModel, seed: int = 0) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +16,12 @@ from interp.steering.fold import fold, fold_in_place, folded, weight_changes
 from interp.steering.lora import load_lora, lora_applied, save_lora
 from interp.steering.scopes import Scope
 from interp.steering.steering import Steering, steered
-from tests.steering.steering_cases import affine, every_kind, padded, ragged
+from tests.steering.steering_cases import FOLDED_SITES, affine, every_kind, foldable, padded, ragged
 from tests.tiny_models import random_tokens, tiny
 from tests.wrapped_models import wrapped
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "steering_lora"
 FOLDABLE = ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gpt_neox_sequential"]
-SITES = ("attn_out.1", "mlp_out.1", "attn_out.2", "mlp_out.0")
-
-
-def plan(model: HookedModel, dtype: torch.dtype = torch.float32) -> Steering:
-    """Ranks 2, 1, 3 and 0, at several strengths."""
-    edits = [
-        affine(10 * i, r=r, dtype=dtype).at(beta) for i, (r, beta) in enumerate([(2, 1), (1, -0.5), (3, 0.8), (0, 1)])
-    ]
-    return Steering.of(model, dict(zip(SITES, edits, strict=True)))
 
 
 def state(model: HookedModel) -> dict[str, tuple[int, torch.Tensor | None]]:
@@ -50,9 +43,9 @@ def same(a: dict, b: dict) -> bool:
 def test_folded_weights_give_the_logits_of_the_hooks_in_float64(family: str):
     model = HookedModel.wrap(tiny(family).double())
     tokens, lengths = padded(ragged(model), "right")
-    steering, real = plan(model, torch.float64), torch.arange(tokens.shape[1]) < lengths[:, None]
+    steering, real = foldable(model, torch.float64), torch.arange(tokens.shape[1]) < lengths[:, None]
     before = state(model)
-    sites = [*SITES, "attn_out.0", "resid_post.2"]
+    sites = [*FOLDED_SITES, "attn_out.0", "resid_post.2"]
     with torch.no_grad():
         clean = model(tokens, lengths=lengths)
         with steered(model, steering):
@@ -76,7 +69,7 @@ def test_folded_weights_give_the_logits_of_the_hooks_in_float64(family: str):
 def test_in_float32_folding_agrees_to_rounding_and_writes_the_same_tokens(family: str):
     model = wrapped(family)
     tokens, lengths = padded(ragged(model), "left")
-    steering, real = plan(model), torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
+    steering, real = foldable(model), torch.arange(tokens.shape[1]) >= tokens.shape[1] - lengths[:, None]
     again = fold(model, steering)
     options = {"lengths": lengths, "padding": "left"}
     with torch.no_grad(), steered(model, steering):
@@ -94,9 +87,9 @@ def test_the_changed_matrix_is_the_definition():
     """W' = (I + β U Vᵀ) W and b' = (I + β U Vᵀ) b + β (δ − U c), of a Conv1D, whose weight is kept transposed."""
     model = HookedModel.wrap(tiny("gpt2").double())
     edit = affine(1, dtype=torch.float64)
-    module = model.anatomy.at(model.hf, 1, "mlp.c_proj")
+    module: Any = model.anatomy.at(model.hf, 1, "mlp.c_proj")
     a, b = edit.dense()
-    w, bias = module.weight.detach().clone(), module.bias.detach().clone()  # pyright: ignore[reportCallIssue]
+    w, bias = module.weight.detach().clone(), module.bias.detach().clone()
     with folded(model, Steering.of(model, {"mlp_out.1": edit})):
         torch.testing.assert_close(module.weight, w @ a.T, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(module.bias, a @ bias + b, rtol=1e-12, atol=1e-12)
@@ -108,7 +101,7 @@ def test_zero_strength_folds_to_the_same_numbers_and_foldings_nest():
     before = state(model)
     with torch.no_grad():
         clean = model(tokens)
-        with folded(model, plan(model).at(0)):
+        with folded(model, foldable(model).at(0)):
             assert torch.equal(model(tokens), clean)
         one, two = (Steering.of(model, {"attn_out.1": affine(i)}) for i in (1, 5))
         with steered(model, one.then(two)):
@@ -143,13 +136,13 @@ def test_what_cannot_be_folded_is_refused_with_its_reason():
         for site in ("attn_out.1", "mlp_out.1"):
             assert "RMSNorm normalises what" in refusal(wrapped(family), site)
     for kind in ("diagonal", "clamp", "gated"):
-        assert "only an AffineEdit is an affine map" in refusal(llama, "attn_out.1", every_kind()[kind])
+        assert "only the low-rank maps of AffineEdit are folded" in refusal(llama, "attn_out.1", every_kind()[kind])
     for scope in ("prompt", "last-prompt", "generated", "mask"):
         assert f"the scope '{scope}' cannot be folded: weights act on every token" in refusal(
             llama, "attn_out.1", scope=scope
         )
-    with pytest.raises(InputError, match="has hooks"), steered(llama, plan(llama)):
-        fold(llama, plan(llama))
+    with pytest.raises(InputError, match="has hooks"), steered(llama, foldable(llama)):
+        fold(llama, foldable(llama))
 
 
 def test_the_reasons_are_true():
@@ -157,24 +150,23 @@ def test_the_reasons_are_true():
     model = HookedModel.wrap(tiny("gemma2").double())
     edit, site = affine(1, dtype=torch.float64), Site.parse("mlp_out.1")
     a, b = edit.dense()
-    writer = model.anatomy.at(model.hf, 1, "mlp.down_proj")
+    writer: Any = model.anatomy.at(model.hf, 1, "mlp.down_proj")
     tokens = random_tokens(model.hf, 1, 5)
     with torch.no_grad():
         with steered(model, Steering({site: edit})):
             expected = model(tokens)
-        writer.weight.copy_(a @ writer.weight)  # pyright: ignore[reportCallIssue]
+        writer.weight.copy_(a @ writer.weight)
         writer.bias = nn.Parameter(b)
         assert not torch.allclose(model(tokens), expected, atol=1e-2)
 
 
 def test_shared_quantised_adapted_and_absent_weights_are_refused():
-    hf = tiny("llama")
-    layers = hf.model.layers  # pyright: ignore[reportAttributeAccessIssue]
-    layers[2].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
+    hf: Any = tiny("llama")
+    hf.model.layers[2].mlp.down_proj.weight = hf.model.layers[0].mlp.down_proj.weight
     text = refusal(HookedModel.wrap(hf), "mlp_out.0")
     assert "model.layers.0.mlp.down_proj is shared with model.layers.2.mlp.down_proj (tied)" in text
     hf = tiny("llama")
-    hf.model.layers[2].self_attn = hf.model.layers[1].self_attn  # pyright: ignore[reportAttributeAccessIssue]
+    hf.model.layers[2].self_attn = hf.model.layers[1].self_attn
     assert "model.layers.2.self_attn.o_proj (tied)" in refusal(HookedModel.wrap(hf), "attn_out.1")
 
     class Linear4bit(nn.Linear):
@@ -182,11 +174,11 @@ def test_shared_quantised_adapted_and_absent_weights_are_refused():
 
     hf = tiny("llama")
     packed = Linear4bit(64, 48, bias=False)
-    hf.model.layers[1].self_attn.o_proj = packed  # pyright: ignore[reportAttributeAccessIssue]
+    hf.model.layers[1].self_attn.o_proj = packed
     assert "Linear4bit, quantised or adapted" in refusal(HookedModel.wrap(hf), "attn_out.1")
-    absent = HookedModel.wrap(tiny("llama"))
-    absent.hf.model.layers[0].mlp.down_proj.to("meta")  # pyright: ignore
-    assert "model.layers.0.mlp.down_proj is not in memory (offloaded)" in refusal(absent, "mlp_out.0")
+    hf = tiny("llama")
+    hf.model.layers[0].mlp.down_proj.to("meta")
+    assert "model.layers.0.mlp.down_proj is not in memory (offloaded)" in refusal(HookedModel.wrap(hf), "mlp_out.0")
 
 
 # ---------------------------------------------------------------- LoRA
@@ -195,7 +187,7 @@ def test_shared_quantised_adapted_and_absent_weights_are_refused():
 @pytest.mark.parametrize("family", ["llama", "llama_biased", "gpt2", "gpt_neox"])
 def test_a_lora_file_does_what_the_hooks_do(family: str, tmp_path: Path):
     model = wrapped(family)
-    steering, tokens = plan(model), random_tokens(model.hf, 2, 9)
+    steering, tokens = foldable(model), random_tokens(model.hf, 2, 9)
     before = state(model)
     save_lora(model, steering, tmp_path)
     with torch.no_grad():
@@ -220,7 +212,7 @@ def test_a_lora_file_does_what_the_hooks_do(family: str, tmp_path: Path):
 def test_the_file_means_what_peft_reads(family: str, tmp_path: Path):
     """y + scaling (lora_B (lora_A x)) on each module named, as PEFT's plain LoRA layer computes it."""
     model = wrapped(family)
-    steering, tokens = plan(model), random_tokens(model.hf, 2, 9)
+    steering, tokens = foldable(model), random_tokens(model.hf, 2, 9)
     save_lora(model, steering, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -241,9 +233,25 @@ def test_the_file_means_what_peft_reads(family: str, tmp_path: Path):
         torch.testing.assert_close(hf(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_peft_made_these_logits_of_this_file(family: str, tmp_path: Path):
+    """`fixtures/steering_lora` holds adapters written here and the logits of PEFT itself with them."""
+    model, there = wrapped(family), FIXTURES / family
+    expected = load_file(there / "expected.safetensors")
+    save_lora(model, foldable(model), tmp_path)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, there))
+    assert ours.keys() == theirs.keys()
+    for name, x in ours.items():
+        torch.testing.assert_close(x, theirs[name], rtol=1e-5, atol=1e-6)
+    config = json.loads((there / "adapter_config.json").read_text())
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == config
+    with torch.no_grad(), steered(model, foldable(model)):
+        torch.testing.assert_close(model(expected["tokens"]), expected["logits"], rtol=1e-4, atol=1e-4)
+
+
 def test_adapters_that_are_not_understood_are_refused(tmp_path: Path):
     model = wrapped("llama")
-    save_lora(model, plan(model), tmp_path)
+    save_lora(model, foldable(model), tmp_path)
     config = tmp_path / "adapter_config.json"
     good = json.loads(config.read_text())
     for change, text in (
@@ -256,7 +264,7 @@ def test_adapters_that_are_not_understood_are_refused(tmp_path: Path):
         with pytest.raises(InputError, match=text):
             load_lora(tmp_path)
     config.write_text(json.dumps({**good, "lora_alpha": 2 * good["r"]}))  # another scaling is taken into account
-    one, two = weight_changes(model, plan(model)), load_lora(tmp_path).changes
+    one, two = weight_changes(model, foldable(model)), load_lora(tmp_path).changes
     torch.testing.assert_close(
         two["model.layers.1.mlp.down_proj"].bias, 2 * one["model.layers.1.mlp.down_proj"].bias, rtol=1e-5, atol=1e-5
     )

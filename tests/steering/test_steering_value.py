@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -280,7 +281,7 @@ def test_the_fingerprint_knows_weights_not_names_dtypes_or_what_lies_above(famil
     mark = fingerprint(model, blocks=2)
     assert fingerprint(HookedModel.wrap(tiny(family).bfloat16()), blocks=2) == mark
     assert fingerprint(HookedModel.wrap(tiny(family).base_model), blocks=2) == mark  # without its head
-    changed = tiny(family)
+    changed: Any = tiny(family)
     anatomy = HookedModel.wrap(changed).anatomy
     with torch.no_grad():
         next(anatomy.blocks(changed)[2].parameters()).mul_(2)
@@ -288,6 +289,7 @@ def test_the_fingerprint_knows_weights_not_names_dtypes_or_what_lies_above(famil
     assert fingerprint(HookedModel.wrap(changed)) != fingerprint(model)
     seen = {mark}
     parts = [module_at(anatomy.body(changed), anatomy.embed), *anatomy.blocks(changed)[:2]]
+    parts += [changed.transformer.wpe] if family == "gpt2" else []
     parameters = [parameter for part in parts for parameter in part.parameters()]
     for parameter in parameters:
         with torch.no_grad():
@@ -297,6 +299,15 @@ def test_the_fingerprint_knows_weights_not_names_dtypes_or_what_lies_above(famil
             parameter.copy_(old)
     assert len(seen) == 1 + len(parameters)
     assert fingerprint(HookedModel.wrap(changed), blocks=2) == mark
+
+
+def test_offloaded_weights_have_the_fingerprint_of_those_in_memory():
+    from accelerate import cpu_offload
+
+    hf = tiny("gpt2")
+    cpu_offload(hf, execution_device=torch.device("cpu"))
+    assert next(hf.parameters()).is_meta
+    assert fingerprint(HookedModel.wrap(hf)) == fingerprint(wrapped("gpt2"))
 
 
 def test_another_model_is_refused_unless_forced():
