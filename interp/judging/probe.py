@@ -20,7 +20,6 @@ from interp.errors import InputError
 from interp.judging.embedding import Embed
 from interp.judging.question import Question, Scores, check_texts
 from interp.model import HookedModel
-from interp.probes import LinearProbe, fit_logistic
 from interp.sites import Site
 
 
@@ -32,7 +31,8 @@ class ProbeJudge:
     classes: tuple[str, ...]
     mean: Float[Tensor, " d"]
     scale: Float[Tensor, " d"]
-    probe: LinearProbe
+    weight: Float[Tensor, "c d"]
+    bias: Float[Tensor, " c"]
     fitted_on: frozenset[str]
     name: str = "probe"
 
@@ -41,6 +41,8 @@ class ProbeJudge:
         cls, embed: Embed, texts: Sequence[str], labels: Sequence[str], *, C: float = 1.0, name: str = "probe"
     ) -> "ProbeJudge":
         """Multinomial logistic regression on standardised coordinates."""
+        from interp.probes import fit_logistic
+
         check_texts(texts, name)
         classes = tuple(sorted(set(labels)))
         if len(texts) != len(labels) or len(classes) < 2:
@@ -55,7 +57,10 @@ class ProbeJudge:
         probe = fit_logistic(
             (x - mean) / scale, y.bool() if binary else y, classes=None if binary else len(classes), C=C
         )
-        return cls(embed, classes, mean, scale, probe, frozenset(texts), name)
+        weight, bias = probe.weight[0], probe.bias[0]
+        if binary:  # one row, the log-odds of the second class
+            weight, bias = (torch.cat([torch.zeros_like(w), w]) for w in (weight, bias))
+        return cls(embed, classes, mean, scale, weight, bias, frozenset(texts), name)
 
     def score(self, texts: Sequence[str], question: Question, *, seed: int = 0) -> Scores:
         """Softmax over the question's options, all of which must be classes of the probe."""
@@ -70,9 +75,7 @@ class ProbeJudge:
                 f"{self.name}: text {seen[0]} is one the probe was fitted on ({texts[seen[0]][:60]!r}); judge others"
             )
         x = torch.from_numpy(np.asarray(self.embed(list(texts)), np.float64))
-        scores = self.probe.scores((x - self.mean) / self.scale)[:, 0]
-        if scores.shape[1] == 1:  # two classes: the log-odds of the second
-            scores = torch.cat([torch.zeros_like(scores), scores], 1)
+        scores = (x - self.mean) / self.scale @ self.weight.T + self.bias
         chosen = scores[:, [self.classes.index(option) for option in question.options]]
         return Scores(self.name, question, chosen.double().softmax(-1).numpy())
 
