@@ -35,12 +35,12 @@ class Component(NamedTuple):
 
     kind: str
     layer: int | None = None
-    index: int | None = None
+    part: int | None = None
     """The head or neuron."""
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f".{self.layer}"
-        return f"{self.kind}{layer}" + ("" if self.index is None else f"[{self.index}]")
+        return f"{self.kind}{layer}" + ("" if self.part is None else f"[{self.part}]")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_the_components_sum_to_the_logits(name, neurons):
     heads, split = model.cfg.n_heads * model.cfg.n_layers, model.cfg.d_mlp
     assert sum(c.kind == "attn" for c in found.components) == heads
     expected = {False: 0, True: split * model.cfg.n_layers}.get(neurons, split) if neurons != [1] else split
-    assert sum(c.kind == "mlp" and c.index is not None for c in found.components) == expected
+    assert sum(c.kind == "mlp" and c.part is not None for c in found.components) == expected
 
 
 def parameter(module: Any) -> Tensor:

@@ -105,8 +105,9 @@ def test_rows_of_unequal_length_are_patched_as_if_alone(name):
     tail = activation_patching(model, clean, corrupt, ["resid_pre.1"], metric, positions=[-3], show=False)
     assert table.values.shape == (2, T, 3)
     for row, length in enumerate(clean.row_lengths.tolist()):
-        alone = [Run(run.tokens[row : row + 1, :length]) for run in (clean, corrupt)]
-        single = activation_patching(model, *alone, ["z.1[3]", "resid_pre.1"], last(7), positions="each", show=False)
+        one, other = (Run(run.tokens[row : row + 1, :length]) for run in (clean, corrupt))
+        sites = ["z.1[3]", "resid_pre.1"]
+        single = activation_patching(model, one, other, sites, last(7), positions="each", show=False)
         np.testing.assert_allclose(table.values[:, :length, row], single.values[..., 0], rtol=1e-4, atol=1e-5)
         assert np.isnan(table.values[:, length:, row]).all()
         np.testing.assert_allclose(tail.values[0, 0, row], table.values[1, length - 3, row], rtol=1e-4, atol=1e-5)
