@@ -143,7 +143,8 @@ def behaviour(
     kept = dataclasses.replace(settings, preserve="target")
     methods[KEPT] = fit_on(model, chosen, ["midsteer"], settings=kept, random=False)["midsteer"]
     betas = matched_betas(methods, "midsteer", o.betas)
-    betas |= {name: betas[name][-1:] for name in ("vanilla", "add", RANDOM)}
+    betas |= {name: (betas[name][-1], 1.0) for name in ("vanilla", "add")}  # equal disturbance, and as they are used
+    betas[RANDOM] = betas[RANDOM][-1:]
     config = EvaluationConfig(
         betas=tuple(o.betas),
         n_prompts=o.prompts,
@@ -221,7 +222,7 @@ def study(o: argparse.Namespace) -> Row:
     records = Records(o.work / "study")
     result: Row = {"model": o.model, "options": {k: v for k, v in vars(o).items() if k not in ("work", "out", "table")}}
     for name in o.sets:
-        key = {**result["options"], "set": name}
+        key = {**{k: v for k, v in result["options"].items() if k != "sets"}, "set": name}
         fitted = {one: key[one] for one in ("model", "set", "train", "held_out", "documents")}
         held: dict[str, Mapping[Site, SiteData]] = {}
 

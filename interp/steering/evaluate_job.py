@@ -120,7 +120,7 @@ def _baselines(
     positions = reference.provenance.get("fit", {}).get("positions")
     prompts = fitting_prompts(contrast, chat=has_chat(model), positions=positions)
     data = gather(model, prompts, list(reference.edits))
-    methods: list[Method] = [name for name in get_args(Method) if name in wanted]
+    methods: list[Method] = [name for one in wanted for name in get_args(Method) if name == one]
     settings = Settings(Recipe(methods[0] if methods else "add"), level=None, seed=config.seed)
     found = fit_on(model, data, methods, settings=settings, scope=reference.scope, random=False) if methods else {}
     return found | ({RANDOM: random_steering(model, reference, data, seed=config.seed)} if RANDOM in wanted else {})

@@ -17,11 +17,11 @@ from interp.sealing import digest, read_json, write_json
 
 
 class Records:
-    """The records of a folder; without a folder nothing is kept."""
+    """The records of a folder; without a folder they are kept as long as this object."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.made = 0
+        self._held: dict[tuple[str, str], Any] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -37,6 +37,12 @@ class Records:
 
     def get(self, label: str, key: Any, make: Callable[[], Any]) -> Any:
         """The step's value: read if it was made before, else made and written."""
+        place = (label, digest(key))
+        if place not in self._held:
+            self._held[place] = self._get(label, key, make)
+        return self._held[place]
+
+    def _get(self, label: str, key: Any, make: Callable[[], Any]) -> Any:
         path, key = self.path(label, key), json.loads(json.dumps(key))
         if path is not None and path.exists():
             held = read_json(path, "record of an evaluation")
@@ -44,7 +50,6 @@ class Records:
                 raise InputError(f"{path} is no record of this evaluation; remove it, and the step is done again")
             return held["value"]
         value = make()
-        self.made += 1
         if path is not None:
             write_json(path, {"key": key, "value": value})
         return value

@@ -17,11 +17,12 @@ _NUMBERS = {
 
 
 def layer_section(found: SteeringEvaluation) -> "Section | None":
-    """Figures for the first method that was fitted at several sites, tables for all."""
+    """Figures for the first method that was fitted at several sites, one table for all."""
     from interp.figures.steering_effects import layer_plot
     from interp.page import Figure, Row, Section, Table
 
     parts: list[Part] = []
+    lines: list[list[str]] = []
     for name, one in found.facts["methods"].items():
         rows = site_rows(one["provenance"])
         if len({row["layer"] for row in rows}) > 1 and not parts:
@@ -31,8 +32,9 @@ def layer_section(found: SteeringEvaluation) -> "Section | None":
                 if any(_finite(row.get(key)) for row in rows)
             ]
             parts.append(Row(figures, least=390))
-        if rows:
-            parts.append(Table(["site", *_NUMBERS], [_cells(row) for row in rows], title=f"Sites of {name}"))
+        lines += [[name, *_cells(row)] for row in rows]
+    if lines:
+        parts.append(Table(["method", "site", *(title for title, _ in _NUMBERS.values())], lines, title="Sites"))
     lead = "Known from the fit alone, before any text is generated."
     return Section("What the fit says", parts, lead=lead) if parts else None
 
@@ -42,7 +44,10 @@ def site_rows(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, one in (provenance.get("sites") or {}).items():
         site = Site.parse(name)
-        rows.append({"site": name, "point": site.point.short, "layer": -1 if site.layer is None else site.layer, **one})
+        row = {"site": name, "point": site.point.short, "layer": -1 if site.layer is None else site.layer, **one}
+        if _finite(one.get("eta")) and one.get("beta"):
+            row["eta"] = one["eta"] / one["beta"] ** 2
+        rows.append(row)
     return sorted(rows, key=lambda row: (row["point"], row["layer"]))
 
 

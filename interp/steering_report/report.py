@@ -124,7 +124,7 @@ def _provenance(found: SteeringEvaluation) -> "Section":
         }
     }
     for name, one in facts["methods"].items():
-        held = {key: _short(value) for key, value in one["provenance"].items() if not isinstance(value, dict)}
+        held = {key: _short(value) for key, value in one["provenance"].items() if key != "sites"}
         groups[name] = {"scope": one["scope"], "sites": ", ".join(one["sites"]), **held, "method": one["method"]}
     return Section("Provenance", [KeyValues({**groups, "What the words mean": _WORDS})])
 
@@ -132,4 +132,6 @@ def _provenance(found: SteeringEvaluation) -> "Section":
 def _short(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64:
         return f"{value[:12]}…"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items() if one is not None)
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -87,13 +87,14 @@ def test_evaluate_leaves_figures_and_a_page_and_goes_on(
 ):
     small = "--betas 1 4 --n-prompts 3 --max-new-tokens 4 --neutral-documents 2 --neutral-length 16 --questions 2"
     command = ["steer", "evaluate", str(fitted), "--model", model, "--contrast", "horse-motorcycle", *small.split(),
-               "--judges", "lexicon", "--samples", "1", "--out", str(tmp_path / "found")]  # fmt: skip
+               "--judges", "lexicon", "--axbench", "--samples", "1", "--out", str(tmp_path / "found")]  # fmt: skip
     status, out, _ = run(capsys, *command)
     assert status == 0 and out.splitlines()[-2:] == [
         str(tmp_path / "found" / f"evaluation.{e}") for e in ("html", "json")
     ]
     found = SteeringEvaluation.load(tmp_path / "found" / "evaluation.json")
     assert found.methods == ("unsteered", "prompt", "horses", "vanilla", "add", "per-neuron", "random")
+    assert found.axbench["horses"]["factor"] in (1, 4) and 0 <= found.axbench["horses"]["score"] <= 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "found" / "records").iterdir()}
     text = next(path for path in before if path.name.startswith("text-random"))
     text.unlink()

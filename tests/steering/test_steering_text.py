@@ -132,9 +132,12 @@ def test_records_are_made_once_and_belong_to_their_settings(tmp_path):
     assert records.get("a step", {"beta": 2.0, "sites": ("x",)}, make) == [2]
     path = records.path("a step", {"beta": 2.0, "sites": ("x",)})
     path.write_text('{"key": 1, "value": 2}')
+    assert records.get("a step", {"beta": 2.0, "sites": ("x",)}, make) == [2]  # read once already
     with pytest.raises(InputError, match="no record of this evaluation; remove it"):
-        records.get("a step", {"beta": 2.0, "sites": ("x",)}, make)
+        Records(tmp_path / "records").get("a step", {"beta": 2.0, "sites": ("x",)}, make)
     path.write_text('{"key": ')
     with pytest.raises(InputError, match="damaged"):
-        records.get("a step", {"beta": 2.0, "sites": ("x",)}, make)
+        Records(tmp_path / "records").get("a step", {"beta": 2.0, "sites": ("x",)}, make)
     assert len(calls) == 2
+    loose = Records(None)
+    assert loose.get("a", 1, make) == loose.get("a", 1, make) == [3] and not loose.have("a", 1)
