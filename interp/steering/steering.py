@@ -93,7 +93,7 @@ class Steering:
         return self.at({site: factor * edit.beta for site, edit in self.edits.items()})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Steering":
-        """The same on another device (edits are moved at every call otherwise), or in another precision."""
+        """The same on another device (an edit elsewhere is moved at every call), or in another precision."""
         return replace(self, edits={site: edit.to(device, dtype) for site, edit in self.edits.items()})
 
     def then(self, other: "Steering", *, force: bool = False) -> "Steering":
@@ -194,7 +194,7 @@ def steered(
     steering.check(model, force=force)
     watched = {
         site: _Watched(hook)
-        for site, hook in steering.hooks(mask, padding=padding, extend=extend).items()
+        for site, hook in steering.to(model.device).hooks(mask, padding=padding, extend=extend).items()
         if isinstance(hook, Scoped)
     }
     with model.edited(watched):
@@ -247,6 +247,6 @@ def generate_steered(
     batch = model.to_tokens(prompts, prepend_bos=prepend_bos, generation_prompt=generation_prompt)
     if steering is not None:
         steering.check(model, force=force)
-    hooks = None if steering is None else steering.hooks(mask, extend=extend)
+    hooks = None if steering is None else steering.to(model.device).hooks(mask, extend=extend)
     new = model.generate(batch.tokens, lengths=batch.lengths, edits=hooks, **options)
     return [str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in new]
