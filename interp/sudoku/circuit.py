@@ -1,7 +1,11 @@
 """The circuit study: heads that suppress held digits, neurons that fire for forced moves, margins of forced digits.
 
-    traces of one half    scan: neurons of cells and of (cell, digit) pairs; heads
+    traces of one half    neurons of cells and of (cell, digit) pairs, in the model and in an untrained one of its shape
     traces of the other   what ablating the found neurons does; margins; lens by layer
+    some of all           heads
+
+The untrained model is the control that counts for the neurons: random features of a board tell forced moves better than
+chance, so that many pairs pass the permutation threshold there too, with much lower AUCs and fewer distinct neurons.
 
 The parts and their methods: `interp.sudoku.head_scores`, `neuron_scan`, `neuron_effects`. After the code published with
 arXiv 2605.18847; permutation nulls, AUCs, split halves and intervals are ours.
@@ -13,7 +17,7 @@ from interp.errors import InputError
 from interp.sudoku.head_scores import HeadScore as HeadScore
 from interp.sudoku.head_scores import HeadScores as HeadScores
 from interp.sudoku.head_scores import head_scores as head_scores
-from interp.sudoku.model import SudokuModel
+from interp.sudoku.model import SudokuModel, build_model
 from interp.sudoku.neuron_effects import Margins as Margins
 from interp.sudoku.neuron_effects import NeuronAblation as NeuronAblation
 from interp.sudoku.neuron_effects import NeuronTokens as NeuronTokens
@@ -33,6 +37,8 @@ class CircuitStudy(Record):
 
     heads: HeadScores
     scan: NeuronScan
+    untrained: NeuronScan
+    """Of a model with new weights, on the same states."""
     tokens: NeuronTokens
     """Of the neurons found for naked singles by (cell, digit)."""
     ablation: NeuronAblation | None
@@ -56,9 +62,12 @@ def circuit_study(
     found, tried = traces[:half], traces[half:]
     sample = scan_sample(model, found, per_trace=per_trace, seed=seed)
     scan = neuron_scan(model, sample, draws=draws, seed=seed)
+    fresh = SudokuModel.of(build_model(model.config, seed=seed).to(model.hooked.device), model.config)
+    theirs = scan_sample(fresh, found, per_trace=per_trace, seed=seed)
     return CircuitStudy(
         heads=head_scores(model, traces[:head_puzzles]),
         scan=scan,
+        untrained=neuron_scan(fresh, theirs, draws=draws, seed=seed),
         tokens=neuron_tokens(model, scan.naked, sample),
         ablation=neuron_ablation(model, tried, scan.naked, sample, seed=seed) if scan.naked.found.any() else None,
         margins=margins(model, tried),

@@ -291,6 +291,9 @@ def test_the_study_runs_and_survives_json():
     model, traces = setting()
     study = circuit_study(model, traces, per_trace=2, draws=5, head_puzzles=30)
     assert study.scan.states % 2 == 0 and study.heads.n == 30
+    assert study.untrained.states == study.scan.states
+    np.testing.assert_array_equal(study.untrained.naked.positives, study.scan.naked.positives)
+    assert not np.array_equal(study.untrained.cells.auc, study.scan.cells.auc, equal_nan=True)
     fields = json.loads(json.dumps(study.to_json(), allow_nan=False))
     back = CircuitStudy.from_json(fields)
     assert json.loads(json.dumps(back.to_json(), allow_nan=False)) == fields
