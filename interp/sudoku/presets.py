@@ -1,7 +1,7 @@
 """Settings by name; what they cost and reach is measured by `benchmarks/sudoku_train.py`.
 
     4x4-dense   3 layers, width 48       92,400 weights     a core, minutes
-    6x6-dense   3 layers, width 128     656,512 weights     a core, an hour or more; not trained to its end here
+    6x6-dense   3 layers, width 128     656,512 weights     a core; not trained to its end here
     9x9-paper   8 layers, width 576      43.6 M weights     a GPU; not trained here
 
 4x4-dense, three seeds: 460,800 puzzles in 2.4 minutes of processor time (on a machine busy with other work), then 1,996
