@@ -15,7 +15,8 @@ from tests.test_floors import FLOORS, modules
 ALLOWED = {"torch", "numpy", "scipy", "safetensors", "transformers", "jaxtyping", "tqdm", "triton"}
 CORE = (
     "interp.sites interp.anatomy interp.model interp.loading interp.batching interp.store interp.extract "
-    "interp.effects interp.tokenfile interp.generate interp.lens interp.loop interp.plan "
+    "interp.effects interp.tokenfile interp.generate interp.lens interp.loop interp.plan interp.stats interp.patching "
+    "interp.moments interp.steering.fit interp.steering.steering interp.steering.fold interp.steering.lora "
     "interp.bench.shapes interp.bench.ceilings interp.bench.extraction interp.bench.report "
     "saes.codes saes.activations saes.sae saes.losses saes.train saes.evaluate saes.bench midlens_kernels"
 ).split()
@@ -24,7 +25,7 @@ ALL = [name for package in FLOORS for name, _ in modules(package) if not name.en
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600
     )
 
 
