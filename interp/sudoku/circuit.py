@@ -12,6 +12,7 @@ arXiv 2605.18847; permutation nulls, AUCs, split halves and intervals are ours.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from interp.errors import InputError
 from interp.sudoku.head_scores import HeadScore as HeadScore
@@ -62,7 +63,8 @@ def circuit_study(
     found, tried = traces[:half], traces[half:]
     sample = scan_sample(model, found, per_trace=per_trace, seed=seed)
     scan = neuron_scan(model, sample, draws=draws, seed=seed)
-    fresh = SudokuModel.of(build_model(model.config, seed=seed).to(model.hooked.device), model.config)
+    hf: Any = build_model(model.config, seed=seed)
+    fresh = SudokuModel.of(hf.to(model.hooked.device), model.config)
     theirs = scan_sample(fresh, found, per_trace=per_trace, seed=seed)
     return CircuitStudy(
         heads=head_scores(model, traces[:head_puzzles]),

@@ -39,6 +39,13 @@ class Sample(NamedTuple):
     block: int
 
 
+class CellNeuron(NamedTuple):
+    """A neuron and the cell it was kept for."""
+
+    cell: int
+    neuron: int
+
+
 @dataclass(frozen=True)
 class GapScan(Record):
     """Per cell, the neuron with the largest gap."""
@@ -49,8 +56,8 @@ class GapScan(Record):
     standard_neuron: Int[np.ndarray, " q"]
     standard_gap: Float[np.ndarray, " q"]
     """Largest gap in standard deviations of its neuron over all states, and which neuron that is."""
-    kept: Int[np.ndarray, "k 2"]
-    """(cell, neuron) of every gap of 3.0 or more with a positive mean at count 1: the published rule."""
+    kept: tuple[CellNeuron, ...]
+    """Every gap of 3.0 or more with a positive mean at count 1: the published rule."""
     means: Float[np.ndarray, "q c"]
     """Mean activation of the neuron of `standard_gap` by candidate count; NaN in bins of too few states."""
 
@@ -112,8 +119,8 @@ def gap_scan(x: Float[Tensor, "n m"], count: Int[np.ndarray, "n q"], digits: int
     neuron, gap = _best(gaps)
     best, size = _best(scaled)
     shown = np.stack([mean[:, max(0, i)].numpy() for mean, i in zip(means, best.tolist(), strict=True)])
-    kept = torch.nonzero((gaps >= GAP) & (at_one > 0)).numpy()
-    return GapScan(neuron, gap, best, size, kept.reshape(-1, 2), shown)
+    kept = torch.nonzero((gaps >= GAP) & (at_one > 0)).tolist()
+    return GapScan(neuron, gap, best, size, tuple(CellNeuron(*pair) for pair in kept), shown)
 
 
 def _best(values: Float[Tensor, "q m"]) -> tuple[Int[np.ndarray, " q"], Float[np.ndarray, " q"]]:

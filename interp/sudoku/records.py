@@ -60,7 +60,8 @@ def _read(value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and hasattr(hint, "_fields"):  # a named tuple of numbers
         return hint(*(math.nan if item is None else item for item in value))
     if isinstance(value, list):
-        return np.array(_with_nan(value))
+        whole = any(name.startswith("int") for name in getattr(hint, "dtypes", ()))
+        return np.array(_with_nan(value), np.int64 if whole else np.float64)
     return math.nan if value is None else value
 
 
