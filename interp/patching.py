@@ -33,6 +33,7 @@ from interp.patches import head_sites as head_sites
 from interp.patches import patch_edits as patch_edits
 from interp.patches import run_patched as run_patched
 from interp.path_patching import Path as Path
+from interp.path_patching import edits_along
 from interp.path_patching import path_edits as path_edits
 from interp.progress import bar
 from interp.sites import Site
@@ -163,11 +164,15 @@ def path_patching(
     """
     wanted, ends = distinct_sites(senders), tuple(distinct_sites(receivers))
     own, theirs = (None if p is None else tuple(p) for p in (positions, receiver_positions))
+    clean.alike(corrupt)
+    paths = [Path(sender, ends, own, theirs, through_mlps) for sender in wanted]
+    held = list(dict.fromkeys(site for path in paths for site in path.held(model)))
+    outputs = capture(model, clean, held) if held else {}
+    values = capture(model, corrupt, wanted)
     found = np.zeros((len(wanted), 1, len(clean.tokens)))
     with bar(len(wanted), "path patching", unit="path", show=show) as progress:
-        for i, sender in enumerate(wanted):
-            path = Path(sender, ends, positions=own, receiver_positions=theirs, through_mlps=through_mlps)
-            with model.edited(path_edits(model, clean, corrupt, path)):
+        for i, path in enumerate(paths):
+            with model.edited(edits_along(model, clean, path, outputs, values)):
                 found[i, 0] = measured(model, clean, metric)
             progress.update(1)
     ends_of_scale = (measured(model, run, metric) for run in (clean, corrupt))

@@ -14,7 +14,10 @@ Wang et al. 2023 (arXiv 2211.00593) hold the heads and let MLPs follow: `through
 (arXiv 2304.05969) write a path as a rewritten computation; here is the case of one edge, sender to receiver.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from interp.errors import InputError
 from interp.model import Edit, HookedModel
@@ -65,13 +68,20 @@ class Path:
 def path_edits(model: HookedModel, clean: Run, corrupt: Run, path: Path) -> dict[Site, Edit]:
     """The edits of the final run, a run of `clean`: what the receivers read along the path."""
     clean.alike(corrupt)
+    held = path.held(model)
+    return edits_along(
+        model, clean, path, capture(model, clean, held) if held else {}, capture(model, corrupt, [path.sender])
+    )
+
+
+def edits_along(
+    model: HookedModel, clean: Run, path: Path, outputs: Mapping[Site, Tensor], corrupt: Mapping[Site, Tensor]
+) -> dict[Site, Edit]:
+    """The same from captured values: the clean outputs to be held (there may be more), the sender's in `corrupt`."""
     check_positions(clean, path.positions)
     check_positions(clean, path.receiver_positions)
-    held = path.held(model)
-    frozen: dict[Site, Edit] = {
-        site: placed([(value, None)]) for site, value in (capture(model, clean, held) if held else {}).items()
-    }
-    frozen[path.sender] = placed([(capture(model, corrupt, [path.sender])[path.sender], path.positions)])
+    frozen: dict[Site, Edit] = {site: placed([(outputs[site], None)]) for site in path.held(model)}
+    frozen[path.sender] = placed([(corrupt[path.sender], path.positions)])
     last = max(path.receivers)
     # A capture stops at the last receiver, and an edit that no pass reaches is an error.
     with model.edited({site: edit for site, edit in frozen.items() if site < last}):

@@ -220,6 +220,20 @@ def test_with_one_path_only_path_patching_is_activation_patching(name):
     assert (np.abs(by_path.values[1] - whole.values[1]) > 1e-3).any(), "the last MLP reads the head too"
 
 
+def test_a_table_of_paths_is_each_path_by_itself():
+    model = wrapped("gemma2")
+    clean, corrupt = two_runs(model, [T, 7])
+    senders = [site("z.0[1]"), site("mlp_post.0"), site("embed")]
+    ends = (site("q.2[0]"), site("mlp_post.2"))
+    metric = last(5, clean.lengths)
+    table = path_patching(model, clean, corrupt, senders, ends, metric, positions=[-2], through_mlps=True, show=False)
+    for sender, row in zip(senders, table.values[:, 0], strict=True):
+        path = Path(sender, ends, positions=(-2,), through_mlps=True)
+        with torch.no_grad(), model.edited(path_edits(model, clean, corrupt, path)):
+            np.testing.assert_array_equal(row, metric(model(clean.tokens, lengths=clean.lengths)).double().numpy())
+    assert len({*table.values[:, 0, 0], table.clean[0]}) == 4
+
+
 def linear_model() -> HookedModel:
     """GPT-2 without norms, with linear MLPs and uniform attention: logits are an affine function of the embeddings."""
     hf = tiny("gpt2")

@@ -16,6 +16,8 @@ measures; each change below has the norm of the substructure patch of its puzzle
     changed       patched top token is another one                       illegal    probability of tokens illegal on B1
     conflicting   mean drop of the logits of other moves that are legal on B1 and no longer on B2
     others        mean drop of the logits of moves legal on both: what of a drop is no effect of the digit
+
+`changed` says little for a model that holds several moves for equally good: any change of its state changes the first.
 """
 
 from collections.abc import Callable, Mapping
