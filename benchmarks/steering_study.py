@@ -9,8 +9,9 @@ neutral tokens, as a multiple of shrunk MidSteer's (bootstrap over prompts, pair
 corpus.
 
 (b) Behaviour. Generated text by judges that see the text alone, at β and, for the other methods, at strengths of equal
-mean disturbance of neutral activations; paired tests over prompts. MidSteer's claim is that prompts of the target
-concept change less than under the flip (arXiv 2605.05220): the paired difference of |change of the score| there.
+mean disturbance of neutral activations; vanilla and addition also at β = 1, the flip also at the same β. Paired tests
+over prompts. MidSteer's claim is that prompts of the target concept change less than under the flip (arXiv
+2605.05220): the paired difference of |change of the score| there.
 
 The layer is the one of largest debiased α on the training prompts. What was done is kept in `--work`.
 """
@@ -144,6 +145,7 @@ def behaviour(
     methods[KEPT] = fit_on(model, chosen, ["midsteer"], settings=kept, random=False)["midsteer"]
     betas = matched_betas(methods, "midsteer", o.betas)
     betas |= {name: (betas[name][-1], 1.0) for name in ("vanilla", "add")}  # equal disturbance, and as they are used
+    betas["flip"] = (*betas["flip"], *o.betas)
     betas[RANDOM] = betas[RANDOM][-1:]
     config = EvaluationConfig(
         betas=tuple(o.betas),
@@ -192,25 +194,35 @@ def summary(found: SteeringEvaluation) -> list[Row]:
 
 
 def against_flip(found: SteeringEvaluation, method: str) -> list[Row]:
-    """|change of the score| on target prompts, the method minus the flip, at strengths of equal disturbance."""
+    """The method minus the flip: |change of the score| on target prompts, and the change on source prompts.
+
+    Once at equal disturbance of neutral activations, once at equal β. At equal β both move source prompts alike, by
+    β (μ_t − μ_s); target prompts the flip moves back by as much, MidSteer on by β ρ (μ_t − μ_s)."""
+    ours, flips = found.of(method), found.of("flip")
+    half = len(ours)
+    at = {one.beta: one for one in flips}
+    nominal = [at[beta] for beta in found.facts["config"]["betas"]]
+    matched = [one for one in flips if one not in nominal]
+    if len(matched) < half:
+        raise ValueError(f"expected {half} strengths of the flip at equal disturbance, found {len(matched)}")
+    pairs = [("equal disturbance", a, b) for a, b in zip(ours, matched, strict=True)]
+    pairs += [("equal β", a, at[a.beta]) for a in ours if a.beta in at]
+    return [_minus(found, how, a, b, judge) for how, a, b in pairs for judge in found.judges]
+
+
+def _minus(found: SteeringEvaluation, how: str, ours: Point, flip: Point, judge: str) -> Row:
     base = found.of(UNSTEERED)[0]
 
-    def moved(point: Point, kind: str, judge: str) -> np.ndarray:
+    def moved(point: Point, kind: str) -> np.ndarray:
         return np.array(point.sets[kind].scores[judge]) - np.array(base.sets[kind].scores[judge])
 
-    rows = []
-    for ours, flip in zip(found.of(method), found.of("flip"), strict=True):
-        for judge in found.judges:
-            less = np.abs(moved(ours, "target", judge)) - np.abs(moved(flip, "target", judge))
-            more = moved(ours, "source", judge) - moved(flip, "source", judge)
-            row: Row = {"method": method, "beta": ours.beta, "beta_flip": flip.beta, "judge": judge}
-            for key, values in (("target_absolute", less), ("source", more)):
-                low, high = bootstrap_ratio(values, np.ones(len(values)))
-                row[key] = {"value": float(values.mean()), "low": low, "high": high, "p": paired_permutation(values)}
-            row["target"] = {method: float(moved(ours, "target", judge).mean()),
-                             "flip": float(moved(flip, "target", judge).mean())}  # fmt: skip
-            rows.append(row)
-    return rows
+    row: Row = {"how": how, "method": ours.method, "beta": ours.beta, "beta_flip": flip.beta, "judge": judge}
+    less = np.abs(moved(ours, "target")) - np.abs(moved(flip, "target"))
+    for key, values in (("target_absolute", less), ("source", moved(ours, "source") - moved(flip, "source"))):
+        low, high = bootstrap_ratio(values, np.ones(len(values)))
+        row[key] = {"value": float(values.mean()), "low": low, "high": high, "p": paired_permutation(values)}
+    row["target"] = {ours.method: float(moved(ours, "target").mean()), "flip": float(moved(flip, "target").mean())}
+    return row
 
 
 def study(o: argparse.Namespace) -> Row:
@@ -276,10 +288,10 @@ def _point_line(row: Row) -> str:
 
 def _flip_line(row: Row) -> str:
     less, more = row["target_absolute"], row["source"]
+    pair = f"{row['method']}, β {row['beta']:g}, minus flip, β {row['beta_flip']:g}"
     return (
-        f"- {row['method']}, β {row['beta']:g}, minus flip, β {row['beta_flip']:g}, {row['judge']}: |change| on target "
-        f"prompts {_interval(less)} (p = {less['p']:.2g}); change on source prompts {_interval(more)} "
-        f"(p = {more['p']:.2g})"
+        f"- {row['how']}: {pair}, {row['judge']}: |change| on target prompts {_interval(less)} (p = {less['p']:.2g}); "
+        f"change on source prompts {_interval(more)} (p = {more['p']:.2g})"
     )
 
 
@@ -298,7 +310,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=12, help="prompts of each kind to generate from")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--documents", type=int, default=12)
-    parser.add_argument("--questions", type=int, default=0, help="multiple-choice questions at the largest strength")
+    parser.add_argument("--questions", type=int, default=80, help="multiple-choice questions at the largest strength")
     parser.add_argument("--work", type=Path, default=Path("runs/steering_study"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
