@@ -266,6 +266,7 @@ def tables(result: Row) -> str:
         ratio = f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
         cells = (row["set"], row["site"], row["variant"], ratio, f"{row['share_of_variance']:.3g}", f"{row['kl']:.4f}")
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_optimality_summary(result["optimality"])]
     for name, part in result["behaviour"].items():
         head = "method | β | judge | KL | source: change | p | wrong way | target | unrelated | repetition"
         lines += ["", f"{name}, {part['site']}", "", f"| {head} |", "|" + "---|" * 10]
@@ -275,6 +276,21 @@ def tables(result: Row) -> str:
             right = f"{one['correct']['value']:.2f} of {one['n']} questions"
             lines.append(f"- {method}: {right}, change {_interval(one['change'])}")
     return "\n".join(lines)
+
+
+def _optimality_summary(rows: Sequence[Row]) -> list[str]:
+    """Over sets and sites: the least, middle and largest ratio of each variant, and where its interval lies above 1."""
+    lines = ["| variant | least | median | largest | interval above 1 | below 1 | median KL |", "|" + "---|" * 7]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        ratios = np.array([row["ratio"] for row in own])
+        above, below = (
+            sum(side) for side in zip(*((r["ratio_low"] > 1, r["ratio_high"] < 1) for r in own), strict=True)
+        )
+        shown = [f"{value:.2f}" for value in (ratios.min(), np.median(ratios), ratios.max())]
+        kl = f"{np.median([row['kl'] for row in own]):.4f}"
+        lines.append(f"| {' | '.join([variant, *shown, f'{above} of {len(own)}', f'{below} of {len(own)}', kl])} |")
+    return lines
 
 
 def _point_line(row: Row) -> str:
