@@ -6,7 +6,8 @@
 (a) Optimality. Edits that write along the same mean difference differ in what they read. Each is scaled so that
 held-out source prompts move by the same amount along the held-out difference; measured is E|f(x) − x|² on held-out
 neutral tokens, as a multiple of shrunk MidSteer's (bootstrap over prompts, paired), and KL on text of the built-in
-corpus.
+corpus. The vanilla projection is about the origin, as published: where activations lie on the wrong side of it, β is
+negative. The centred one is about the target's mean, and takes source prompts to it.
 
 (b) Behaviour. Generated text by judges that see the text alone, at β and, for the other methods, at strengths of equal
 mean disturbance of neutral activations; vanilla and addition also at β = 1, the flip also at the same β. Paired tests
@@ -74,7 +75,9 @@ def variants(data: SiteData) -> dict[str, AffineEdit]:
         warnings.simplefilter("ignore")  # "full" says that it is unwise with few prompts, which is the point
         for how in ("shrink", "ridge", "full", "diag", "none"):
             found[f"MidSteer, {how}"] = midsteer(s, t, whitener(data.moments, how), data.moments.mean)
-    found["vanilla projection"] = vanilla(data.source.mean - data.target.mean)
+    difference = data.source.mean - data.target.mean
+    found["vanilla projection"] = vanilla(difference)
+    found["projection, centred"] = vanilla(difference, data.target.mean)
     found["difference of means"] = add(data.target.mean, data.source.mean)
     return found
 
@@ -218,10 +221,10 @@ def _minus(found: SteeringEvaluation, how: str, ours: Point, flip: Point, judge:
 
     row: Row = {"how": how, "method": ours.method, "beta": ours.beta, "beta_flip": flip.beta, "judge": judge}
     less = np.abs(moved(ours, "target")) - np.abs(moved(flip, "target"))
-    for key, values in (("target_absolute", less), ("source", moved(ours, "source") - moved(flip, "source"))):
+    signed = {kind: moved(ours, kind) - moved(flip, kind) for kind in ("source", "target")}
+    for key, values in {**signed, "target_absolute": less}.items():
         low, high = bootstrap_ratio(values, np.ones(len(values)))
         row[key] = {"value": float(values.mean()), "low": low, "high": high, "p": paired_permutation(values)}
-    row["target"] = {ours.method: float(moved(ours, "target").mean()), "flip": float(moved(flip, "target").mean())}
     return row
 
 
@@ -250,11 +253,14 @@ def study(o: argparse.Namespace) -> Row:
         def part_b(d: Any = data, n: str = name) -> Row:
             found, extra = behaviour(model, n, o, d())
             found.save(o.work / n / "evaluation.json")
-            flip = [row for method in ("midsteer", KEPT) for row in against_flip(found, method)]
-            return {**extra, "points": summary(found), "flip": flip, "samples": list(found.samples)}
+            return {**extra, "evaluation": found.to_json()}
 
+        extra = dict(records.get(f"b-{name}", key, part_b))
+        found = SteeringEvaluation.from_json(extra.pop("evaluation"))
+        flip = [row for method in ("midsteer", KEPT) for row in against_flip(found, method)]
+        told = {"points": summary(found), "flip": flip, "samples": list(found.samples)}
         result.setdefault("optimality", []).extend(a)
-        result.setdefault("behaviour", {})[name] = records.get(f"b-{name}", key, part_b)
+        result.setdefault("behaviour", {})[name] = {**extra, **told}
         write_json(o.out, result)
     return result
 
@@ -303,11 +309,11 @@ def _point_line(row: Row) -> str:
 
 
 def _flip_line(row: Row) -> str:
-    less, more = row["target_absolute"], row["source"]
+    said = [f"{_interval(row[key])} (p = {row[key]['p']:.2g})" for key in ("source", "target", "target_absolute")]
     pair = f"{row['method']}, β {row['beta']:g}, minus flip, β {row['beta_flip']:g}"
     return (
-        f"- {row['how']}: {pair}, {row['judge']}: |change| on target prompts {_interval(less)} (p = {less['p']:.2g}); "
-        f"change on source prompts {_interval(more)} (p = {more['p']:.2g})"
+        f"- {row['how']}: {pair}, {row['judge']}: change on source prompts {said[0]}; on target prompts {said[1]}, "
+        f"of its size {said[2]}"
     )
 
 
