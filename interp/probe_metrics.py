@@ -14,7 +14,7 @@ DeLong and Clarke-Pearson (1988) summed over the outputs of a row.
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -64,22 +64,6 @@ class ProbeScores:
     auc: Estimate
     mse: Estimate
     n_rows: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Lists of value, low, high (`null` for NaN)."""
-        found: dict[str, Any] = {
-            name: [None if math.isnan(x) else x for x in getattr(self, name)] for name in ESTIMATES
-        }
-        return found | {"n_rows": self.n_rows}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "ProbeScores":
-        """What `to_json` gave."""
-        read = {name: Estimate(*(math.nan if x is None else x for x in fields[name])) for name in ESTIMATES}
-        return cls(**read, n_rows=fields["n_rows"])
-
-
-ESTIMATES = ("accuracy", "exact", "auc", "mse")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def fit_ridge(
     return LinearProbe("ridge", weight, bias, x.new_zeros(q))
 
 
-def fit_probe(kind: ProbeKind, x: Float[Tensor, "n d"], y: Shaped[Tensor, "n q"], **options: Any) -> LinearProbe:
+def fit_probe(kind: str, x: Float[Tensor, "n d"], y: Shaped[Tensor, "n q"], **options: Any) -> LinearProbe:
     """`fit_logistic` or `fit_ridge` by name."""
     if kind not in PROBE_KINDS:
         raise InputError(f"{kind!r} is no kind of probe; expected one of {', '.join(PROBE_KINDS)}")

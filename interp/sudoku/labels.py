@@ -54,12 +54,8 @@ class Labels:
         which = chosen if isinstance(chosen, slice) else torch.from_numpy(np.asarray(chosen))
         return Labels(self.y[which], None if self.mask is None else self.mask[which], self.classes, self.group)
 
-    def to(self, device: str | torch.device) -> "Labels":
-        """On another device."""
-        return Labels(self.y.to(device), None if self.mask is None else self.mask.to(device), self.classes, self.group)
 
-
-def labels(rules: Rules, boards: Int[np.ndarray, "m cells"], target: Target) -> Labels:
+def labels(rules: Rules, boards: Int[np.ndarray, "m cells"], target: str) -> Labels:
     """The target's labels of each board.
 
     Cell state: an output of n classes for each cell, on the boards where it is filled. Candidates: n binary outputs for
