@@ -24,6 +24,7 @@ def commands() -> object:
     from midlens.parity import Parity
     from midlens.steer import Steer
     from midlens.store import Store
+    from midlens.sudoku import Sudoku
     from midlens.sweep import Sweep
     from midlens.train import Train
 
@@ -38,6 +39,7 @@ def commands() -> object:
         | Annotated[Parity, sub("parity", description="Compare every site with independent implementations.")]
         | Annotated[Attention, sub("attention", description="Routing and filtering of attention.")]
         | Annotated[Steer, sub("steer", description="Fit, apply, evaluate and fold affine steering.")]
+        | Annotated[Sudoku, sub("sudoku", description="World models of Sudoku solvers: train, probe, intervene.")]
         | Annotated[Bench, sub("bench", description="How near this machine's limit extraction and SAE steps run.")]
     )
 
