@@ -58,10 +58,15 @@ def activations(model: SudokuModel, states: States) -> Activations:
     return {layer: found[site] for layer, site in where.items()}
 
 
-def untrained(model: SudokuModel, *, seed: int) -> SudokuModel:
-    """A model of the same config that was never trained."""
+def untrained(model: SudokuModel, *, seed: int, uniform: bool = False) -> SudokuModel:
+    """A model of the same config that was never trained; with `uniform` its queries are 0."""
     device = next(model.hooked.hf.parameters()).device
     hf = build_model(model.config, seed=seed)
+    if uniform:
+        with torch.no_grad():
+            for name, parameter in hf.named_parameters():
+                if ".attn.c_attn." in name:  # [d, 3 d] or [3 d]: queries, keys, values side by side
+                    parameter[..., : model.config.d_model] = 0
     torch.nn.Module.to(hf, device)
     return SudokuModel.of(hf, model.config)
 
@@ -78,7 +83,7 @@ def oracle_codes(rules: Rules, boards: Int[np.ndarray, "m cells"], d: int, *, se
 
 
 def states_with(traces: TraceSet, empties: int) -> States:
-    """The first position of each trace, from END_CLUES on, with a legal past and so many empty cells, where it has one."""
+    """The first position of each trace, from END_CLUES on, with a legal past and so many empty cells, if any."""
     played = replay(traces.rules, traces.tokens)
     place = np.arange(traces.tokens.shape[1])
     fits = (place >= traces.n_clues[:, None]) & (place < traces.lengths[:, None]) & played.valid

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from interp.errors import InputError
 from interp.probe_metrics import Estimate
@@ -10,7 +9,10 @@ from interp.probes import PROBE_KINDS
 from interp.sudoku.labels import TARGETS
 from interp.sudoku.records import Record
 
-SOURCES = ("trained", "random", "shuffled")
+SOURCES = ("trained", "random", "uniform", "shuffled")
+UNTRAINED = ("random", "uniform")
+"""Models of the same config that were never trained; `uniform`: with queries of 0, so that every head takes the mean of
+the tokens. What a trained model is compared with depends on this: random queries and keys add noise to the clues."""
 ORACLES = ("substructure", "cell", "substructure projected", "cell projected")
 """Codes that stand for a whole model; the projected ones have the width of the models."""
 
@@ -125,10 +127,13 @@ class ModelGeometry(Record):
 
 @dataclass(frozen=True)
 class CurvePoint(Record):
-    """A code with noise of so many deviations of its entries: what is read from it."""
+    """A damaged code and what is read from it."""
 
     code: str
-    noise: float
+    """"substructure" or "cell"."""
+    damage: str
+    """"noise": so many deviations on each of the model's width; "loss": a share of its bits (or cells) left out."""
+    amount: float
     substructure_auc: float
     cell_state: float
 
@@ -143,9 +148,9 @@ class Verdict(Record):
     cell_state: Estimate
     substructure_auc: float
     if_substructure: float
-    """Cell-state accuracy of a substructure code with noise that leaves the same substructure AUC."""
+    """Cell-state accuracy of a substructure code damaged to the same substructure AUC; of either damage the larger."""
     if_cell_wise: float
-    """The same of a cell-wise code."""
+    """The same of a cell-wise code; the smaller."""
     position: Estimate
     """Of `cell_state` between the two: 0 at substructure, 1 at cell-wise."""
     verdict: str
@@ -155,10 +160,12 @@ class Verdict(Record):
 
 @dataclass(frozen=True)
 class CrossingRow(Record):
-    """What training changed in one layer: differences of trained and random-initialised model on the same puzzles."""
+    """What training changed in one layer: differences of trained and untrained model on the same puzzles."""
 
     model: str
     """Its name, or "all": the mean over models."""
+    reference: str
+    """The untrained model: "random" or "uniform"."""
     layer: int
     cell_state: Estimate
     substructure: Estimate
@@ -173,11 +180,14 @@ class CrossingRow(Record):
 class Crossing(Record):
     """Training lowers cell states towards the substructure ceiling and raises the structure probes, or not."""
 
+    reference: str
     rows: tuple[CrossingRow, ...]
-    layers: tuple[int, ...]
-    """Those in which, for every model, cell states fall and both structure probes rise, the intervals without 0."""
+    raised: tuple[int, ...]
+    """Layers in which, for every model, both structure probes rise, the intervals without 0."""
+    crossed: tuple[int, ...]
+    """Those of them in which cell states fall as well."""
     holds: bool
-    """For two models or more, in one layer at least."""
+    """Crossed for two models or more, in one layer at least."""
     statement: str
 
 
@@ -186,26 +196,29 @@ class ProbeStudy(Record):
     """The whole study."""
 
     config: ProbeConfig
-    facts: dict[str, Any]
-    """Models by name with their config, the board, counts of puzzles, what was left out."""
+    n: int
+    """Side of the board."""
+    shape: dict[str, int]
+    """Config of the models."""
+    models: tuple[str, ...]
+    fitted_on: int
+    scored_on: int
+    mean_filled: float
+    """Cells of a puzzle."""
     rows: tuple[ProbeRow, ...]
     transfer: tuple[TransferRow, ...]
     geometry: tuple[LayerGeometry, ...]
     unembedding: tuple[ModelGeometry, ...]
     curve: tuple[CurvePoint, ...]
     verdicts: tuple[Verdict, ...]
-    crossing: Crossing | None
+    crossings: tuple[Crossing, ...]
+    """One for each kind of untrained model."""
 
     def row(self, model: str, source: str, layer: int, target: str, probe: str = "logistic") -> ProbeRow:
         """One of the rows."""
+        wanted = (model, source, layer, target, probe)
         for found in self.rows:
-            if (found.model, found.source, found.layer, found.target, found.probe) == (
-                model,
-                source,
-                layer,
-                target,
-                probe,
-            ):
+            if (found.model, found.source, found.layer, found.target, found.probe) == wanted:
                 return found
         have = sorted({(row.model, row.source, row.layer) for row in self.rows})
-        raise InputError(f"no row for {(model, source, layer, target, probe)}; there are {have}")
+        raise InputError(f"no row for {wanted}; there are those of {have}")

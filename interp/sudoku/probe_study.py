@@ -1,9 +1,9 @@
 """The probing study of trained Sudoku models, with every control beside it.
 
-    for each source, layer, target:  activations at END_CLUES -> probes -> accuracy, exact match, AUC, MSE on test puzzles
+    for each source, layer, target:  activations at END_CLUES -> probes -> accuracy, exact, AUC, MSE on test puzzles
 
     trained     the models                      random     models of the same config, never trained
-    shuffled    trained activations, labels of other puzzles' boards
+    uniform     the same with uniform attention     shuffled   trained activations, labels of other puzzles' boards
     oracle      codes of known kind: unit bits, cell one-hot, both also projected at random to the models' width
 
 To these: probes of one layer on the others and on later positions (trained models); cosines of candidate probes and of
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from interp.errors import InputError
 from interp.probes import LinearProbe
 from interp.progress import bar
+from interp.sealing import digest
 from interp.sudoku.drawing import unseen_puzzles
 from interp.sudoku.geometry import candidate_geometry, unembedding_geometry
 from interp.sudoku.labels import Labels, labels
@@ -47,6 +48,8 @@ from interp.sudoku.probe_parts import (
 from interp.sudoku.probe_records import (
     ORACLES,
     SOURCES,
+    UNTRAINED,
+    Crossing,
     CurvePoint,
     LayerGeometry,
     ModelGeometry,
@@ -59,9 +62,8 @@ from interp.sudoku.probe_records import (
 from interp.sudoku.reads import States, clue_states
 from interp.sudoku.solving import own_traces
 from interp.sudoku.traces import TraceSet, make_traces
-from interp.sudoku.worldmodel import NOISES, Sides, crossing, decide, noisy
+from interp.sudoku.worldmodel import CROSSED, CURVE, Sides, crossing, damaged, decide
 
-CROSSED = ("cell state", "substructure", "candidates")
 Part = dict[str, Any]
 
 
@@ -81,8 +83,8 @@ def probe_study(
     shapes = {str(model.config.to_json()) for model in models.values()}
     if len(shapes) != 1 or "oracle" in models:
         raise InputError(
-            f"models {', '.join(models) or '(none)'} of {len(shapes)} configs; expected one or more of the same config, "
-            f"none of them called oracle"
+            f"models {', '.join(models) or '(none)'} of {len(shapes)} configs; expected one or more of the same "
+            f"config, none of them called oracle"
         )
     study = _Study(dict(models), config, traces, None if out is None else Path(out))
     with bar(study.total(), "probes", unit="fit", show=show) as shown:
@@ -107,17 +109,9 @@ class _Study:
         self.traces, self.split = traces, Split.of(len(traces), config)
         self.states = clue_states(traces)
         self.labels = {target: labels(self.rules, self.states.boards, target) for target in config.targets}
-        self.facts = {
-            "n": self.rules.n,
-            "models": list(models),
-            "model": self.any.config.to_json(),
-            "fitted_on": len(self.split.train),
-            "scored_on": len(self.split.test),
-            "mean_filled": float((self.states.boards > 0).sum(1).mean()),
-        }
         weights = {name: _fingerprint(model) for name, model in models.items()}
-        settings = {**config.to_json(), **self.facts, "weights": weights, "boards": int(self.states.boards.sum())}
-        self.parts = Parts(out, settings)
+        settings = {**config.to_json(), "model": self.any.config.to_json(), "weights": weights}
+        self.parts = Parts(out, settings | {"boards": digest(self.states.boards.tolist())})
         self._activations: dict[tuple[str, str], Activations] = {}
 
     @cached_property
@@ -137,7 +131,7 @@ class _Study:
 
     def total(self) -> int:
         """Fits, noisy codes among them."""
-        return len(self.fits) + (2 * len(NOISES) if self.judged else 0)
+        return len(self.fits) + (len(CURVE) if self.judged else 0)
 
     def run(self, shown: tqdm) -> ProbeStudy:
         """All parts, then what follows from them."""
@@ -149,31 +143,36 @@ class _Study:
 
         fits = {fit: part("_".join(map(str, fit)), lambda fit=fit: self._fit(*fit)) for fit in self.fits}
         rows = tuple(ProbeRow.from_json(one["row"]) for one in fits.values())
-        curve = ()
-        if self.judged:
-            curve = tuple(
-                CurvePoint.from_json(part(f"curve_{code}_{noise}", lambda c=code, s=noise: self._curve(c, s)))
-                for code in ("substructure", "cell")
-                for noise in NOISES
-            )
-        both = [("trained", name, model) for name, model in self.models.items()]
-        both += [("random", name, self._model(name, "random")) for name in self.models]
+        curve = tuple(
+            CurvePoint.from_json(part("_".join(map(str, ("curve", *one))), lambda one=one: self._curve(*one)))
+            for one in (CURVE if self.judged else ())
+        )
+        heads = [(source, name) for source in ("trained", "random") for name in self.models]
         return ProbeStudy(
             config=self.config,
-            facts=self.facts,
+            n=self.rules.n,
+            shape=self.any.config.to_json(),
+            models=tuple(self.models),
+            fitted_on=len(self.split.train),
+            scored_on=len(self.split.test),
+            mean_filled=float((self.states.boards > 0).sum(1).mean()),
             rows=rows,
             transfer=tuple(TransferRow.from_json(row) for one in fits.values() for row in one["transfer"]),
             geometry=tuple(LayerGeometry.from_json(one["geometry"]) for one in fits.values() if one["geometry"]),
-            unembedding=tuple(ModelGeometry(n, source, tuple(unembedding_geometry(m))) for source, n, m in both),
+            unembedding=tuple(
+                ModelGeometry(name, source, tuple(unembedding_geometry(self._model(name, source))))
+                for source, name in heads
+            ),
             curve=curve,
             verdicts=self._verdicts(rows, curve),
-            crossing=self._crossing(fits),
+            crossings=self._crossings(fits),
         )
 
     def _model(self, name: str, source: str) -> SudokuModel:
-        if source != "random":
+        if source not in UNTRAINED:
             return self.models[name]
-        return untrained(self.models[name], seed=self.config.seed + 1 + list(self.models).index(name))
+        seed = self.config.seed + 1 + list(self.models).index(name)
+        return untrained(self.models[name], seed=seed, uniform=source == "uniform")
 
     def _at(self, model: str, source: str, layer: int) -> Float[Tensor, "n d"]:
         """Activations of a source; those of one model at a time are held."""
@@ -193,7 +192,7 @@ class _Study:
         part: Part = {"row": row.to_json(), **counts(found), "transfer": [], "geometry": None}
         if probe == "logistic" and self.config.transfer and source == "trained":
             part["transfer"] = [row.to_json() for row in self._transfer(model, layer, target, made)]
-        if probe == "logistic" and target == "candidates" and source in ("trained", "random"):
+        if probe == "logistic" and target == "candidates" and model != "oracle" and source != "shuffled":
             groups = tuple(candidate_geometry(self.rules, made))
             part["geometry"] = LayerGeometry(model, source, layer, groups).to_json()
         return part
@@ -225,14 +224,14 @@ class _Study:
             self._later_found = [(e, s, activations(self.models[model], s)) for e, s in chosen if len(s) >= 20]
         return self._later_found
 
-    def _curve(self, code: str, noise: float) -> Part:
-        projected = self._at("oracle", f"{code} projected", 0)
-        x = noisy(projected, noise, seed=self.config.seed)
+    def _curve(self, code: str, damage: str, amount: float) -> Part:
+        x = damaged(self.rules, self.states.boards, self.d, code, damage, amount, seed=self.config.seed)
         found = {
             target: fit_and_score(x, self.labels[target], self.split, "logistic", self.config)[1].scores
             for target in ("substructure", "cell state")
         }
-        return CurvePoint(code, noise, found["substructure"].auc.value, found["cell state"].accuracy.value).to_json()
+        auc, cells = found["substructure"].auc.value, found["cell state"].accuracy.value
+        return CurvePoint(code, damage, amount, auc, cells).to_json()
 
     def _verdicts(self, rows: tuple[ProbeRow, ...], curve: tuple[CurvePoint, ...]) -> tuple[Verdict, ...]:
         """Of every layer of trained and random models, and of the projected codes (which must come out as they are)."""
@@ -251,9 +250,9 @@ class _Study:
             if name[1] != "shuffled" and (name[0] == "oracle" or name[2] > 0)
         )
 
-    def _crossing(self, fits: Mapping[tuple[str, str, int, str, str], Part]) -> Any:
+    def _crossings(self, fits: Mapping[tuple[str, str, int, str, str], Part]) -> tuple[Crossing, ...]:
         if not set(CROSSED) <= set(self.config.targets) or "logistic" not in self.config.probes:
-            return None
+            return ()
 
         def sides(source: str) -> dict[tuple[str, int], Sides]:
             return {
@@ -263,7 +262,8 @@ class _Study:
             }
 
         ceiling = counts_of(fits["oracle", "substructure", 0, "cell state", "logistic"])
-        return crossing(sides("trained"), sides("random"), ceiling, draws=self.config.draws, seed=self.config.seed)
+        options = {"draws": self.config.draws, "seed": self.config.seed}
+        return tuple(crossing(one, sides("trained"), sides(one), ceiling, **options) for one in UNTRAINED)
 
 
 def _fingerprint(model: SudokuModel) -> float:
