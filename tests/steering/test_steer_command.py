@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from interp.errors import InputError
 from interp.model import HookedModel
+from interp.steering.edits import AffineEdit
 from interp.steering.evaluation import SteeringEvaluation
+from interp.steering.folded_files import save_folded
 from interp.steering.steering import Steering, steered
 from midlens.__main__ import main
 from tests.tiny_models import tiny
@@ -128,6 +131,15 @@ def test_a_folded_model_loads_again_and_computes_what_the_hooks_do(
         else:
             found = HookedModel.load(str(out), dtype="float32")(tokens)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_family_that_would_drop_the_bias_is_not_folded_into_a_folder(tmp_path: Path):
+    plain = HookedModel.wrap(tiny("mistral"))
+    u = torch.randn(plain.cfg.d_model, 1, generator=torch.Generator().manual_seed(0))
+    steering = Steering.of(plain, {"attn_out.1": AffineEdit(u, u, torch.zeros(1))})
+    with pytest.raises(InputError, match=r"builds no model.layers.1.self_attn.o_proj.bias .* write a LoRA adapter"):
+        save_folded(plain, steering, tmp_path / "folded")
+    assert not (tmp_path / "folded").exists()
 
 
 def test_what_cannot_be_done_is_said_in_one_line(

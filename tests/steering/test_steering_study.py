@@ -44,6 +44,7 @@ def test_variants_have_the_same_effect_and_whitening_by_a_known_covariance_distu
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is left out")
 def test_the_study_in_small_on_smollm2(tmp_path: Path):
     options = "--sets horse-motorcycle --train 40 --held-out 16 --prompts 6 --tokens 16 --documents 4 --betas 3".split()
     o = study.parsed([*options, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "study.json")])
