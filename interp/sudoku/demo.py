@@ -33,7 +33,7 @@ from interp.sudoku.jobs import (
     train_job,
 )
 from interp.sudoku.presets import preset
-from interp.sudoku.probe_records import ProbeConfig
+from interp.sudoku.probe_records import ProbeConfig, ProbeStudy
 from interp.sudoku.solving_study import SolvingStudy
 from interp.sudoku.study_files import read_result
 
@@ -87,9 +87,10 @@ def demo(
         announce(
             f"{folder.name}: solved {found.solved:,} of {found.puzzles:,} unseen puzzles, 95 % {low:.4f}-{high:.4f}"
         )
-    crossing: Any = read_result(out / "results" / "probes.json").value
-    if crossing.crossing is not None:
-        announce(crossing.crossing.statement)
+    study = read_result(out / "results" / "probes.json").value
+    assert isinstance(study, ProbeStudy)
+    for met in study.crossings:
+        announce(met.statement)
     return report_job([out / "results"], out / PAGE)
 
 

@@ -1,0 +1,1 @@
+"""The page of Sudoku studies: sections made of what `interp.sudoku` measured."""
