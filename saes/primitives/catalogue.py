@@ -3,7 +3,7 @@
     catalogue = find_candidates(model, sae, literary_data(), Selection())
     catalogue.of("naming", "joy")                # candidates, best first
 
-    naming    p: enrichment of the best category's words among the `top_k` promoted tokens
+    naming    p: enrichment of the best category's words among the `top_k` promoted tokens, and its score
               and `min_hits` of its words are there (all, where it has fewer), and the second category's score is at
               most `max_second` of the best one's
     self      p: the larger of the lens's p-value of the first person and that of the activations' contrast

@@ -13,11 +13,13 @@ when they happen to agree, and shrink where a second category is promoted as wel
 other categories are what is subtracted, not the vocabulary's mean: a feature that promotes feeling words of all kinds
 names none. Words are the units, since the spellings of one word have nearly the same row.
 
-A z-score of few words can come from a single enormous logit. The p-value cannot: a word counts once, however strongly
-promoted. It is the enrichment test of gene sets (hypergeometric, with words of several tokens as one case), corrected
-for the C categories (Bonferroni) and then over all features (Benjamini and Hochberg). Its null, a vocabulary without
-order, is not that of a trained model, in which related words lie together: a small p says that the words are promoted
-together, not that the feature is about them, which is for judges to say.
+A z-score of few words can come from a single enormous logit. The p-value of hits cannot: a word counts once, however
+strongly promoted. It is the enrichment test of gene sets (hypergeometric, with words of several tokens as one case).
+Enrichment in turn is blind to what else is promoted, which the score sees. So the p-value of a feature is the larger of
+p_jc and the score's P(N(0, 1) >= score_jc), small only if both are, times C for the choice among C categories
+(Bonferroni), and then corrected over all features (Benjamini and Hochberg). Its null, a vocabulary without order, is
+not that of a trained model, in which related words lie together: a small p says that the words are promoted together,
+not that the feature is about them, which is for judges to say.
 
 No f x v array exists: rows go through in chunks of `chunk_bytes` of logits. Naming-gates and selves are of arXiv
 2605.18808, of which only the abstract was at hand; scores, tests and rules are our own.
@@ -174,7 +176,7 @@ def naming_of(readings: SetReadings) -> NamingScores:
     score = (m - others) / np.sqrt(1 / n + ((1 / n).sum() - 1 / n) / (c - 1) ** 2)
     best, row = score.argmax(1), np.arange(len(score))
     second = np.partition(score, -2, axis=1)[:, -2] if len(score) else np.zeros(0)
-    p = np.minimum(1.0, readings.p[row, best] * c)
+    p = np.minimum(1.0, np.maximum(readings.p[row, best], ndtr(-score[row, best])) * c)
     return NamingScores(readings.names, score, best, second, readings.hits[row, best], p, benjamini_hochberg(p))
 
 
@@ -208,12 +210,12 @@ def hit_tail(sizes: Sequence[int], k: int, v: int) -> Float[np.ndarray, " n_plus
     j = np.arange(most + 1)
     possible = k - j <= v - total
     drawn = np.where(possible, k - j, 0)
-    log = _log_comb(v - total, drawn) - _log_comb(v, np.array(k))
+    log = _log_comb(v - total, drawn) - _log_comb(v, np.array([k]))
     chance = (ways * np.where(possible, np.exp(log), 0)).sum(1)
     return np.minimum(1.0, np.cumsum(chance[::-1])[::-1])
 
 
-def _log_comb(n: int, k: np.ndarray) -> np.ndarray:
+def _log_comb(n: int, k: Int[np.ndarray, " j"]) -> Float[np.ndarray, " j"]:
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
