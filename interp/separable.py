@@ -94,12 +94,15 @@ def _search(
     """Halve each problem's step until its value falls enough; one that never falls stays where it is."""
     size = torch.ones_like(f)
     slack = 4 * torch.finfo(f.dtype).eps * f.abs()  # values differ by rounding alone near a minimum
+    new_v = v + step
+    new_f, new_g = objective(new_v, left)
     for _ in range(_HALVINGS):
-        new_v = v + size[:, None] * step
-        new_f, new_g = objective(new_v, left)
         wrong = ~(new_f <= f + _ARMIJO * size * slope + slack)
         if not wrong.any():
-            return new_v, new_f, new_g, ~wrong
+            break
         size = torch.where(wrong, size / 2, size)
-    stay = wrong[:, None]
-    return torch.where(stay, v, new_v), torch.where(wrong, f, new_f), torch.where(stay, g, new_g), ~wrong
+        new_v = v + size[:, None] * step
+        new_f, new_g = objective(new_v, left)
+    moved = new_f <= f + _ARMIJO * size * slope + slack
+    stay = ~moved[:, None]
+    return torch.where(stay, v, new_v), torch.where(moved, new_f, f), torch.where(stay, g, new_g), moved

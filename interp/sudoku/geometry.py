@@ -81,9 +81,7 @@ def candidate_geometry(rules: Rules, probe: LinearProbe) -> list[GeometryRow]:
 
 def unembedding_geometry(model: SudokuModel) -> list[GeometryRow]:
     """Mean cosine of the groups of W_U, of weights alone; the expectations do not apply to it."""
-    head = model.hooked.hf.get_output_embeddings()
-    assert head is not None
-    weight: Tensor = head.weight.detach().double().cpu()  # pyright: ignore[reportAssignmentType]
+    weight = model.hooked.hf.get_parameter("lm_head.weight").detach().double().cpu()
     return grouped_unembedding(model.rules, weight[: model.vocabulary.n_placements])
 
 

@@ -34,7 +34,7 @@ from interp.sudoku.probe_records import Crossing, CrossingRow, CurvePoint, Verdi
 CURVE = tuple(
     (code, damage, amount)
     for code in ("substructure", "cell")
-    for damage, amounts in (("noise", (0.0, 0.5, 1.0, 2.0, 4.0)), ("loss", (0.0, 0.2, 0.4, 0.6)))
+    for damage, amounts in (("noise", (0.0, 0.5, 1.0, 2.0, 4.0)), ("loss", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)))
     for amount in amounts
 )
 """Codes, damages and amounts; between amounts the curves are taken for straight."""
@@ -50,7 +50,7 @@ def damaged(
     parts = whole.reshape(len(whole), -1, 1 if code == "substructure" else rules.n)
     order = np.random.default_rng(seed).permutation(parts.shape[1])
     kept = np.sort(order[round(amount * parts.shape[1]) :])
-    return parts[:, kept].reshape(len(whole), -1)
+    return parts[:, kept].reshape(len(whole), -1) if len(kept) else whole.new_zeros(len(whole), 1)
 
 
 def noisy(code: Float[Tensor, "m d"], noise: float, *, seed: int) -> Float[Tensor, "m d"]:
