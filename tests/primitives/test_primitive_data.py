@@ -179,7 +179,7 @@ def _held_out_accuracy(x: np.ndarray, y: np.ndarray, groups: np.ndarray, *, inte
     from sklearn.preprocessing import StandardScaler
 
     fitted = make_pipeline(StandardScaler(with_mean=intercept), LogisticRegression(fit_intercept=intercept))
-    return float((cross_val_predict(fitted, x, y, groups=groups, cv=GroupKFold(10)) == y).mean())
+    return float(np.mean(cross_val_predict(fitted, x, y, groups=groups, cv=GroupKFold(10)) == y))
 
 
 @pytest.mark.parametrize("name", SIDES)
