@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, LOOKS, Look, add_band, looks
+from interp.figures.attention_style import LEGEND, LOOKS, Look, add_band, log_axis, looks
 from interp.figures.style import GREY, blank
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def interval_curves(
     bounds: tuple[float, float] | None = None,
     ticks: Sequence[float] | None = None,
     reverse: bool = False,
+    log_y: bool = False,
     height: int = 340,
 ) -> "plotly.graph_objects.Figure":
     """Values joined, intervals as bands; `levels` are horizontal lines by name. `reverse` lets x run to the left."""
@@ -88,6 +89,9 @@ def interval_curves(
         )
     if bounds is not None:
         figure.update_yaxes(range=list(bounds))
+    elif log_y:
+        heights = [p[1] for line in shown for p in line.points if p[1] > 0]
+        figure.update_yaxes(**log_axis(min(heights), max(heights)))
     if ticks is not None:
         figure.update_xaxes(tickmode="array", tickvals=list(ticks))
     if reverse:

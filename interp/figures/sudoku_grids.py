@@ -49,7 +49,7 @@ def number_grid(
         if signed
         else [[0, clear], [1, soft(colour, _DEEPEST)]]
     )
-    text = [[format(v, form).replace("-", "−") if np.isfinite(v) else "" for v in row] for row in values]
+    text = [[_spelled(v, form) for v in row] for row in values]
     figure.add_heatmap(
         z=[[float(v) if np.isfinite(v) else None for v in row] for row in values],
         x=list(columns),
@@ -68,6 +68,12 @@ def number_grid(
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_xaxes(type="category", showline=False)
     return figure
+
+
+def _spelled(value: float, form: str) -> str:
+    """With a true minus sign, and none before a zero."""
+    said = format(value, form) if np.isfinite(value) else ""
+    return (said.removeprefix("-") if said and not float(said) else said).replace("-", "−")
 
 
 def firing_board(rules: Rules, values: np.ndarray, *, token: int, title: str) -> "plotly.graph_objects.Figure":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, LOOKS
+from interp.figures.attention_style import LEGEND, Look, looks
 from interp.figures.style import BLUE, GREY, blank
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Series(NamedTuple):
 
     name: str
     values: Sequence[Measured]
+    look: Look | None = None
 
 
 def group_dots(
@@ -45,8 +46,9 @@ def group_dots(
         figure.add_scatter(
             x=xs, y=ys, mode="lines", name=name, line={"color": GREY, "width": 2.4, "dash": dash}, hoverinfo="name+y"
         )
+    free = looks(one.name for one in series)
     for number, one in enumerate(series):
-        look = LOOKS[number % len(LOOKS)]
+        look = one.look or free[one.name]
         shift = (number - (len(series) - 1) / 2) * width
         value, low, high = (np.array(column, np.float64) for column in zip(*one.values, strict=True))
         figure.add_scatter(

@@ -109,8 +109,9 @@ def _scan_rows(circuits: dict[str, CircuitFindings]) -> list[list[str]]:
                 [name, said, *found, number(own.threshold), str(int(fresh.found.sum())), number(fresh.mean_auc)]
             )
         gaps, cells = one.study.scan.gaps, str(len(one.study.scan.gaps.gap))
-        largest = f"largest gap {number(float(np.nanmax(gaps.gap)), '.2f')}" if np.isfinite(gaps.gap).any() else "−"
-        rows.append([name, "gap ≥ 3.0, as published", cells, str(len(gaps.kept)), largest, "−", "−", "−", "−"])
+        largest = number(float(np.nanmax(gaps.gap)) if np.isfinite(gaps.gap).any() else math.nan, ".2f")
+        said = f"gap ≥ 3.0, as published (largest: {largest})"
+        rows.append([name, said, cells, str(len(gaps.kept)), *["−"] * 5])
     return rows
 
 
@@ -181,6 +182,12 @@ def _ablation_rows(circuits: dict[str, CircuitFindings]) -> list[list[str]]:
     return rows
 
 
+def _stage(site: str) -> str:
+    """`blocks.0.hook_resid_mid` is the stream behind the attention of block 1."""
+    block, point = site.split(".")[1:3]
+    return f"{'attention' if point.endswith('mid') else 'MLP'} {int(block) + 1}"
+
+
 def _margins(circuits: dict[str, CircuitFindings]) -> "Section":
     from interp.figures.sudoku_curves import Line, interval_curves, margin_histogram
     from interp.page import Figure, Row, Section
@@ -203,7 +210,7 @@ def _margins(circuits: dict[str, CircuitFindings]) -> "Section":
             for title, values in (("forced digit", found.forced), ("best other digit", found.rival))
         ]
         lens = interval_curves(lines, x_title="stream", y_title="mean lens logit", ticks=at, height=320)
-        lens.update_xaxes(ticktext=list(found.stages))
+        lens.update_xaxes(ticktext=[_stage(stage) for stage in found.stages])
         parts.append(
             Row(
                 [

@@ -36,11 +36,21 @@ def geometry_section(study: ProbeStudy) -> "Section | None":
 
 
 def _dots(layers: list[LayerGeometry], layer: int) -> "Part":
+    from interp.figures.sudoku_curves import variants
     from interp.figures.sudoku_groups import Series, group_dots
     from interp.page import Figure
 
     groups = [row.group for row in layers[0].rows]
-    series = [Series(f"{_said(one.source)}, {one.model}", [tuple(row.cosine) for row in one.rows]) for one in layers]
+    sources, models = (list(dict.fromkeys(getattr(one, name) for one in layers)) for name in ("source", "model"))
+    drawn = variants(len(sources), len(models))
+    series = [
+        Series(
+            f"{_said(one.source)}, {one.model}",
+            [tuple(row.cosine) for row in one.rows],
+            drawn[sources.index(one.source)][models.index(one.model)],
+        )
+        for one in sorted(layers, key=lambda one: sources.index(one.source))
+    ]
     predictions = {
         "predicted by units": [row.substructure for row in layers[0].rows],
         "predicted by cells": [row.cell_wise for row in layers[0].rows],

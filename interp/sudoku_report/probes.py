@@ -17,7 +17,7 @@ TARGETS = {
 _SOURCES = {
     "trained": "trained",
     "random": "random weights",
-    "uniform": "random, uniform attention",
+    "uniform": "uniform attention",
     "shuffled": "shuffled labels",
 }
 AGAINST = {"random": "random weights", "uniform": "uniform attention"}
@@ -69,7 +69,7 @@ def _by_layer(study: ProbeStudy, target: str, metric: str):
             points = [(float(r.layer), *getattr(r, metric)) for r in rows if r.probe == "logistic"]
             lines.append(Line(f"{said}, {model}", sorted(points), looks[source][i]))
     levels = {
-        f"ceiling: {_CODES[code]}": getattr(study.row("oracle", code, 0, target), metric).value
+        f"code: {_CODES[code]}": getattr(study.row("oracle", code, 0, target), metric).value
         for code in ("substructure", "cell", "cell projected")
     }
     layers = sorted({row.layer for row in study.rows if row.model != "oracle"})

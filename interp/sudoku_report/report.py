@@ -155,20 +155,15 @@ def _neuron_tiles(circuits: dict[str, CircuitFindings]) -> "list[Tile]":
 
 
 def _provenance(results: Sequence[Result]) -> "Section":
-    from interp.page import KeyValues, Section
+    from interp.page import KeyValues, Row, Section
 
-    parts = [KeyValues(_flat(one.settings), f"{one.part}: {one.name}") for one in results]
-    return Section("Provenance", parts, lead="The settings of every result; the files hold all numbers.")
+    parts = [KeyValues({k: _said(v) for k, v in one.settings.items()}, f"{one.part}: {one.name}") for one in results]
+    lead = "The settings of every result; weights are named by the first digits of their file's SHA-256."
+    return Section("Provenance", [Row(parts, least=400)], lead=lead)
 
 
-def _flat(settings: dict) -> dict[str, object]:
-    """Lists as text: a page's facts are names and values."""
-    return {
-        key: _flat(value)
-        if isinstance(value, dict)
-        else ", ".join(map(str, value))
-        if isinstance(value, list)
-        else value
-        for key, value in settings.items()
-        if value != []
-    }
+def _said(value: object) -> str:
+    """Lists and groups of settings in words."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_said(item)}" for key, item in value.items())
+    return (", ".join(map(_said, value)) or "by default") if isinstance(value, list) else str(value)

@@ -82,9 +82,8 @@ def _curves(solving: dict[str, SolvingStudy]) -> "list[Figure]":
             pairs = zip(one.curve.puzzles.tolist(), getattr(one.curve, field).tolist(), strict=True)
             lines.append(Line(name, [(float(x), y, nan, nan) for x, y in pairs if math.isfinite(y)]))
         if any(line.points for line in lines):
-            plot = interval_curves(lines, x_title="puzzles of training", y_title=title)
-            if field == "excess":
-                plot.update_yaxes(type="log")
+            logarithmic = field == "excess" and all(p[1] > 0 for line in lines for p in line.points)
+            plot = interval_curves(lines, x_title="puzzles of training", y_title=title, log_y=logarithmic)
             found.append(Figure(plot, f"{title[0].upper()}{title[1:]}", caption))
     return found
 
