@@ -9,7 +9,6 @@ AND of three of its bits; cell states are not a function of it, which is what te
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.sudoku.board import Rules, as_grids, candidates
 
-Target = Literal["cell state", "candidates", "substructure", "filled"]
 TARGETS = ("cell state", "candidates", "substructure", "filled")
 
 
