@@ -5,7 +5,7 @@
 
     naming    p: enrichment of the best category's words among the `top_k` promoted tokens, and its score
               and `min_hits` of its words are there (all, where it has fewer), and the second category's score is at
-              most `max_second` of the best one's
+              most `max_second` of the best one's; q also against decoys, see `saes.primitives.decoys`
     self      p: the larger of the lens's p-value of the first person and that of the activations' contrast
               and `min_hits` words as above, and more active in the first person than in the third
     register  p: contrast of a register's pairs, each register a family of tests of its own
@@ -36,6 +36,7 @@ from saes.belongs import check_belongs, places_of
 from saes.primitives.categories import Categories, categories
 from saes.primitives.contrast_scores import ContrastScores, Lengths, TextPair, contrast_scores
 from saes.primitives.data import person_pairs, show_tell, technique_pairs
+from saes.primitives.decoys import decoy_q, decoy_readings
 from saes.primitives.lens_scores import (
     CHUNK_BYTES,
     ENGLISH_PERSONS,
@@ -47,6 +48,7 @@ from saes.primitives.lens_scores import (
     read_sets,
     self_of,
 )
+from saes.primitives.sign_tests import needed
 from saes.primitives.word_tokens import MultiToken, token_sets
 from saes.sae import SAE
 
@@ -85,15 +87,19 @@ class Selection:
     top_k: int = 100
     min_hits: int = 3
     max_second: float = 0.5
+    decoys: int = 20_000
+    """Random directions for naming-gates, at least as many as features; 0 leaves them out."""
     multi_token: MultiToken = "drop"
     lengths: Lengths = "matched"
     draws: int = 2_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or not 0 < self.max_second <= 1 or self.min_hits < 1 or self.draws < 1:
+        shares = 0 < self.alpha < 1 and 0 < self.max_second <= 1
+        if not shares or min(self.min_hits, self.draws) < 1 or self.decoys < 0:
             raise InputError(
-                f"expected alpha in (0, 1), max_second in (0, 1], min_hits and draws of at least 1, got {self}"
+                "expected alpha in (0, 1), max_second in (0, 1], min_hits and draws of at least 1, decoys of at least "
+                f"0; got {self}"
             )
 
 
@@ -103,7 +109,8 @@ class Catalogue:
 
     candidates: tuple[Candidate, ...]
     facts: dict[str, Any]
-    """JSON-able: model, site, selection, words without a token, numbers of features and pairs tested."""
+    """JSON-able: model, site, selection; words with tokens, pairs and features tested of each family of tests, and how
+    many features would have to reach the family's smallest p-value together before any of them could be found."""
 
     def of(self, kind: Kind, category: str | None = None) -> tuple[Candidate, ...]:
         """Those of one class, or of one category of it."""
@@ -154,7 +161,8 @@ def find_candidates(
     words = token_sets(model.tokenizer, data.emotions.words, multi_token=config.multi_token)
     persons = token_sets(model.tokenizer, data.person_words, multi_token=config.multi_token)
     sets = words.plus(persons)
-    found = read_sets(sae.W_dec.detach(), Lens.of(model), sets, top_k=config.top_k, chunk_bytes=chunk_bytes, show=show)
+    decoder, lens = sae.W_dec.detach(), Lens.of(model)
+    found = read_sets(decoder, lens, sets, top_k=config.top_k, chunk_bytes=chunk_bytes, show=show)
     contrasts = {
         name: contrast_scores(
             model, sae, pairs, site=place, lengths=config.lengths, alpha=config.alpha, draws=config.draws,
@@ -163,7 +171,12 @@ def find_candidates(
         for name, pairs in {PERSONS[0]: data.persons, **data.registers}.items()
     }  # fmt: skip
     selves = contrasts.pop(PERSONS[0])
-    candidates = naming_gates(found.of(words.names), config) + self_features(found, selves, config)
+    decoys = None
+    if config.decoys:
+        count = max(config.decoys, sae.config.d_sae)
+        decoys = decoy_readings(decoder, lens, words, count, seed=config.seed, top_k=config.top_k,
+                                chunk_bytes=chunk_bytes, show=show)  # fmt: skip
+    candidates = naming_gates(found.of(words.names), config, decoys) + self_features(found, selves, config)
     for name, scores in contrasts.items():
         candidates += register_modulators(name, scores, config)
     facts = {
@@ -172,24 +185,35 @@ def find_candidates(
         "features": sae.config.d_sae,
         "selection": dataclasses.asdict(config),
         "categories": data.emotions.name,
-        "words": {name: int(n) for name, n in zip(found.names, found.n_words, strict=True)},
+        "words": _word_facts(found, len(words.names), config),
         "words_without_token": {name: list(left) for name, left in sets.left_out.items()},
         "contrasts": {name: _facts(c, config) for name, c in {PERSONS[0]: selves, **contrasts}.items()},
     }
     return Catalogue(tuple(candidates), facts)
 
 
-def naming_gates(readings: SetReadings, config: Selection) -> list[Candidate]:
-    """The rule for naming-gates, from the readings of the categories' words."""
-    s: NamingScores = naming_of(readings)
-    top = s.score[np.arange(len(s.best)), s.best]
-    enough = s.hits >= np.minimum(config.min_hits, readings.n_words[s.best])
-    q = _adjusted(s.p, enough & (s.second <= config.max_second * top))
+def naming_gates(readings: SetReadings, config: Selection, decoys: SetReadings | None = None) -> list[Candidate]:
+    """The rule for naming-gates, from the readings of the categories' words, and of decoys for a rate against them."""
+    s = naming_of(readings)
+    top, eligible = _naming_rule(s, readings, config)
+    q = _adjusted(s.p, eligible)
+    if decoys is not None:
+        score, passed = _naming_rule(naming_of(decoys), decoys, config)
+        q = np.maximum(q, decoy_q(np.where(eligible, top, -np.inf), np.where(passed, score, -np.inf)))
     columns = {"score": top, "second": s.second, "margin": s.margin, "hits": s.hits, "p": s.p, "q": q}
     found = [
         Candidate(int(j), "naming", s.names[s.best[j]], _row(columns, j)) for j in np.nonzero(q <= config.alpha)[0]
     ]
     return sorted(found, key=lambda c: (s.names.index(c.category), -c.scores["score"]))
+
+
+def _naming_rule(
+    s: NamingScores, readings: SetReadings, config: Selection
+) -> tuple[Float[np.ndarray, " f"], Bool[np.ndarray, " f"]]:
+    """The best category's score, and whether all conditions but significance hold."""
+    top = s.score[np.arange(len(s.best)), s.best]
+    enough = s.hits >= np.minimum(config.min_hits, readings.n_words[s.best])
+    return top, enough & (s.second <= config.max_second * top)
 
 
 def self_features(readings: SetReadings, contrast: ContrastScores, config: Selection) -> list[Candidate]:
@@ -232,6 +256,16 @@ def _place(model: HookedModel, sae: SAE, site: Site | str | None, force: bool) -
             f"unembedding. Expected one of {', '.join(point.short for point in _IN_STREAM)}"
         )
     return place
+
+
+def _word_facts(readings: SetReadings, c: int, config: Selection) -> dict[str, Any]:
+    """Of the words of c categories, and then of persons: how many have tokens, and what that many can show."""
+    f, factor = len(readings.p), np.where(np.arange(len(readings.names)) < c, c, 1)
+    smallest = np.minimum(1.0, readings.smallest_p * factor)
+    return {
+        name: {"usable": int(n), "smallest_p": float(p), "needed_at_smallest_p": needed(float(p), f, config.alpha)}
+        for name, n, p in zip(readings.names, readings.n_words, smallest, strict=True)
+    }
 
 
 def _facts(contrast: ContrastScores, config: Selection) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from interp.model import HookedModel
 from interp.sites import Site
 from interp.stats import benjamini_hochberg
 from saes.pooling import pool
-from saes.primitives.sign_tests import fewest_pairs, sign_flip_tests
+from saes.primitives.sign_tests import fewest_pairs, needed, sign_flip_tests
 from saes.sae import SAE
 
 Lengths = Literal["matched", "full"]
@@ -64,7 +64,7 @@ class ContrastScores:
 
     def needed(self, alpha: float = 0.05) -> int:
         """How many features have to reach the floor together before any can be a discovery at FDR `alpha`."""
-        return max(1, int(np.ceil(self.floor * len(self.features) / alpha)))
+        return needed(self.floor, len(self.features), alpha)
 
     def everywhere(self) -> Float[np.ndarray, " f"]:
         """The p-values of all features of the dictionary, 1 where none was tested."""

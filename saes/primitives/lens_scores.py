@@ -61,14 +61,14 @@ class SetReadings(NamedTuple):
     hits: Int[np.ndarray, "f c"]
     p: Float[np.ndarray, "f c"]
     """Of that many hits or more by chance."""
-    top_k: int
+    smallest_p: Float[np.ndarray, " c"]
+    """Of all words hit: what a set of few words can reach at best."""
 
     def of(self, names: Sequence[str]) -> "SetReadings":
         """Some of the sets."""
         place = [self.names.index(name) for name in names]
-        return SetReadings(
-            tuple(names), self.n_words[place], self.means[:, place], self.hits[:, place], self.p[:, place], self.top_k
-        )
+        columns = self.means[:, place], self.hits[:, place], self.p[:, place]
+        return SetReadings(tuple(names), self.n_words[place], *columns, self.smallest_p[place])
 
 
 class NamingScores(NamedTuple):
@@ -137,7 +137,8 @@ def read_sets(
             progress.update(len(rows))
     tails = [hit_tail([len(w.ids) for w in of_set], top_k, v) for of_set in sets.words]
     p = np.stack([tail[hits[:, i]] for i, tail in enumerate(tails)], axis=1)
-    return SetReadings(sets.names, n_words, means, hits.astype(np.int64), p, top_k)
+    smallest = np.array([tail[-1] for tail in tails])
+    return SetReadings(sets.names, n_words, means, hits.astype(np.int64), p, smallest)
 
 
 def naming_scores(

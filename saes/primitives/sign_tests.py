@@ -63,3 +63,8 @@ def sign_flip_bound(x: Float[np.ndarray, " n"], *, steps: int = _STEPS) -> float
 def fewest_pairs(alpha: float) -> int:
     """How many differences other than zero a p-value of `alpha` needs: n of them reach 2^(1-n) at best."""
     return 1 + math.ceil(-math.log2(alpha))
+
+
+def needed(smallest_p: float, m: int, alpha: float) -> int:
+    """How many of m tests have to reach the smallest p-value together before Benjamini and Hochberg reject any."""
+    return max(1, math.ceil(smallest_p * m / alpha))

@@ -14,13 +14,13 @@ from interp.lens import Lens
 from saes.directions import directions
 from saes.primitives.catalogue import Catalogue, LiteraryData, Selection, find_candidates
 from saes.primitives.categories import Categories
-from saes.primitives.lens_scores import PERSONS
+from saes.primitives.lens_scores import PERSONS, hit_tail
 from saes.primitives.word_tokens import token_sets
 from saes.sae import SAE, SAEConfig
 from tests.primitives.planted_primitives import SITE, TOP_K, Planted, plant
 
 SEEDS = range(5)
-RULES = Selection(top_k=TOP_K)
+RULES = Selection(top_k=TOP_K, decoys=4_000)
 
 
 @cache
@@ -127,7 +127,11 @@ def test_the_catalogue_states_what_was_tested():
         of = facts["contrasts"][name]
         assert of["pairs"] == len(pairs) and of["smallest_p"] == 2.0 ** (1 - len(pairs))
         assert 0 < of["tested"] < of["fired"] < p.sae.config.d_sae
-    assert facts["words"]["emotion0"] == 6
+    tail = hit_tail([2] * 6, TOP_K, len(p.model.tokenizer))[-1]
+    assert facts["words"]["emotion0"] == {
+        "usable": 6, "smallest_p": pytest.approx(8 * tail), "needed_at_smallest_p": 1
+    }  # fmt: skip
+    assert facts["words"][PERSONS[1]]["usable"] == 4
 
 
 def other_sae(d: int, **metadata: str) -> SAE:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interp.stats import benjamini_hochberg, paired_permutations
-from saes.primitives.sign_tests import fewest_pairs, sign_flip_bound, sign_flip_tests
+from saes.primitives.sign_tests import fewest_pairs, needed, sign_flip_bound, sign_flip_tests
 
 DRAWS = {
     "normal": lambda rng, n: rng.normal(0.4, 1, n),
@@ -67,6 +67,16 @@ def test_fewest_pairs_reach_alpha_and_one_less_does_not():
     for alpha in (0.2, 0.05, 0.01, 2.0**-9):
         n = fewest_pairs(alpha)
         assert exact(np.ones(n)) <= alpha < exact(np.ones(n - 1))
+
+
+def test_as_many_as_needed_are_found_and_one_less_is_not():
+    for smallest, m, alpha in ((2.0**-11, 400, 0.05), (1e-4, 131_072, 0.05), (1e-9, 50, 0.01)):
+        k = needed(smallest, m, alpha)
+        p = np.ones(m)
+        p[:k] = smallest
+        assert benjamini_hochberg(p)[0] <= alpha
+        p[k - 1] = 1
+        assert k == 1 or benjamini_hochberg(p)[0] > alpha
 
 
 def test_no_difference_at_all_is_no_evidence():
