@@ -11,6 +11,7 @@ not made again, so a demonstration that was stopped goes on.
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -142,18 +143,24 @@ def _until_done(jobs: Sequence["Future[Any]"]) -> Iterator[int]:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each; on an error those that wait are dropped."""
+    """Processes of one thread each; ended at once on an error or an interrupt, for all they do can go on later."""
+    others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare)
     try:
         yield pool
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _prepare() -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends its children
     torch.set_num_threads(1)
 
 

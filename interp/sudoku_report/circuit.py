@@ -1,7 +1,7 @@
 """The page's sections on the circuit: heads that suppress held digits, neurons of forced moves, margins."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def _grid(name: str, one: CircuitFindings, rules: Rules, what: str) -> "Part":
     layers, heads, units = values.shape
     names = [f"{layer + 1}.{head + 1}" for layer in range(layers) for head in range(heads)]
     columns = [short_unit(rules, unit) for unit in range(units)]
-    titles = {"x_title": "unit", "y_title": "layer.head"}
+    titles: dict[str, Any] = {"x_title": "unit", "y_title": "layer.head"}
     plot = number_grid(values.reshape(-1, units), rows=names, columns=columns, signed=True, form=".1f", **titles)
     said = {
         "suppression": ("Suppression", f"Rise of held digits' logits without the head, {scores.n:,} puzzles."),
@@ -68,7 +68,8 @@ def _neurons(circuits: dict[str, CircuitFindings], rules: dict[str, Rules]) -> "
 
     parts: list[Part] = [Table(_SCAN_COLUMNS, _scan_rows(circuits), title="Neurons of the last MLP, by what they tell")]
     for name, one in circuits.items():
-        parts.append(_auc_grid(name, one, rules[name]))
+        if one.study.scan.naked.tested:
+            parts.append(_auc_grid(name, one, rules[name]))
         for page in one.neurons[:3]:
             parts.append(Row(_page(name, page, rules[name]), least=520))
     parts.append(
@@ -128,7 +129,7 @@ def _auc_grid(name: str, one: CircuitFindings, rules: Rules) -> "Part":
         for ns, many in zip(best.tolist(), values.tolist(), strict=True)
     ]
     digits = [str(digit + 1) for digit in range(rules.n)]
-    titles = {"x_title": "cell", "y_title": "digit"}
+    titles: dict[str, Any] = {"x_title": "cell", "y_title": "digit"}
     plot = number_grid(values, rows=digits, columns=columns, bounds=(0.5, 1), notes=notes, **titles)
     return Figure(plot, f"Best neuron's AUC for each naked single · {name}", "Threshold by permutation: see the table.")
 

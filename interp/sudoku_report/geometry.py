@@ -1,6 +1,6 @@
 """The page's section on geometry: cosines of candidate probes and of the unembedding, by group of pairs."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def _dots(layers: list[LayerGeometry], layer: int) -> "Part":
     series = [
         Series(
             f"{_said(one.source)}, {one.model}",
-            [tuple(row.cosine) for row in one.rows],
+            [(row.cosine.value, row.cosine.low, row.cosine.high) for row in one.rows],
             drawn[sources.index(one.source)][models.index(one.model)],
         )
         for one in sorted(layers, key=lambda one: sources.index(one.source))
@@ -68,7 +68,7 @@ def _grid(own: list[LayerGeometry], source: str) -> "Part":
     values = np.array([[row.cosine.value for row in one.rows] for one in chosen])
     notes = [[interval(row.cosine) for row in one.rows] for one in chosen]
     names = [f"{one.model} · {one.layer}" for one in chosen]
-    titles = {"x_title": "what two cells share", "y_title": "model · layer"}
+    titles: dict[str, Any] = {"x_title": "what two cells share", "y_title": "model · layer"}
     plot = number_grid(values, rows=names, columns=groups, signed=True, bounds=(-1, 1), notes=notes, **titles)
     return Figure(plot, f"All layers, {_said(source)}", "Mean cosine of candidate probes of one digit.")
 

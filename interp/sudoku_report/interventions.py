@@ -1,5 +1,6 @@
 """The page's section on interventions: patches along the probes' directions, behind every block."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ def intervention_section(patches: dict[str, PatchStudy]) -> "Section":
     assert set(_SHOWN) == set(PATCHES)
     parts: list[Part] = []
     for name, study in patches.items():
-        parts.append(Row([_figure(name, study, measure) for measure in _MEASURES], least=520))
+        found = [_figure(name, study, measure) for measure in _MEASURES]
+        parts.append(Row([figure for figure in found if figure is not None], least=520))
     rows = [_row(name, layer) for name, study in patches.items() for layer in study.layers]
     head = [
         "model",
@@ -53,7 +55,7 @@ def intervention_section(patches: dict[str, PatchStudy]) -> "Section":
     return Section("Interventions", parts, lead=lead)
 
 
-def _figure(name: str, study: PatchStudy, measure: str) -> "Part":
+def _figure(name: str, study: PatchStudy, measure: str) -> "Part | None":
     from interp.figures.sudoku_curves import Line, interval_curves
     from interp.page import Figure
 
@@ -62,6 +64,8 @@ def _figure(name: str, study: PatchStudy, measure: str) -> "Part":
     lines = [
         Line(patch, [(float(layer.layer), *of(layer.effects[patch])) for layer in study.layers]) for patch in _SHOWN
     ]
+    if not any(math.isfinite(point[1]) for line in lines for point in line.points):
+        return None  # no puzzle has moves of this kind
     clean = {"unpatched": of(study.clean).value} if measure == "illegal" else {"no effect": 0.0}
     ticks = [layer.layer for layer in study.layers]
     plot = interval_curves(lines, x_title="patched behind block", y_title=y_title, levels=clean, ticks=ticks)

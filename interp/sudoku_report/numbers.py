@@ -9,8 +9,11 @@ MISSING = "−"
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """With a true minus sign, which alone stands for a number that is missing."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, form).replace("-", "−")
+    """With a true minus sign, which alone stands for a number that is missing; zero has none."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    said = format(value, form)
+    return (said if float(said) else said.removeprefix("-")).replace("-", "−")
 
 
 def interval(estimate: Sequence[float], form: str = ".3f") -> str:

@@ -1,6 +1,6 @@
 """The page's section on transfer: probes of one layer on the others, and on later positions."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def _layers(model: str, rows: list[TransferRow], title: str) -> "Part":
     values = np.array([[own[a, b].value for b in layers] for a in layers])
     notes = [[interval(own[a, b]) for b in layers] for a in layers]
     names = [str(layer) for layer in layers]
-    titles = {"x_title": "scored on layer", "y_title": "fitted on layer"}
+    titles: dict[str, Any] = {"x_title": "scored on layer", "y_title": "fitted on layer"}
     plot = number_grid(values, rows=names, columns=names, bounds=(0, 1), notes=notes, **titles)
     return Figure(plot, f"Between layers: {title} · {model}", "Exact match; intervals where the pointer stands.")
 
@@ -53,7 +53,10 @@ def _times(model: str, rows: list[TransferRow], title: str) -> "Part | None":
     if not own:
         return None
     lines = [
-        Line(f"layer {layer}", sorted((float(r.empties or 0), *r.exact) for r in own if r.layer == layer))
+        Line(
+            f"layer {layer}",
+            sorted((float(r.empties or 0), r.exact.value, r.exact.low, r.exact.high) for r in own if r.layer == layer),
+        )
         for layer in sorted({r.layer for r in own})
         if layer > 0
     ]
