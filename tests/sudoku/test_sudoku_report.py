@@ -137,6 +137,7 @@ def test_sections_follow_from_what_there_is(tmp_path: Path):
 
 def test_numbers_and_names():
     assert (number(-0.5), number(None), number(float("nan")), number(2, ".1f")) == ("−0.500", "−", "−", "2.0")
+    assert (number(-0.0001), number(-0.0, ".1f"), number(-0.001, "+.2f")) == ("0.000", "0.0", "0.00")
     assert interval((0.5, -0.25, 0.75), "+.2f") == "+0.50 [−0.25, +0.75]" and interval((float("nan"),) * 3) == "−"
     rules = Rules.of(6)
     assert [unit_name(rules, u) for u in (0, 7, 17)] == ["row 1", "column 2", "box 6"]
@@ -150,6 +151,7 @@ def test_boards_replay_the_models_moves():
         boards = moves_of(rules, example)
         assert (boards[0].grid == example.puzzle).all()
         for board, after in itertools.pairwise(boards):
+            assert board.move is not None
             cell, digit = board.move
             made = board.grid.copy()
             made[cell] = digit
@@ -177,13 +179,16 @@ def test_the_page_opens_offline_without_a_complaint(browser: Any, tmp_path: Path
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(path.as_uri())
-    tab.wait_for_function("[...document.querySelectorAll('.plot')].every(e => e.querySelector('.main-svg'))")
+    tab.wait_for_selector(".plot .main-svg")
     assert tab.locator(".plot .main-svg").count() >= 20
     assert not said and asked == [path.as_uri()]
     assert tab.evaluate("document.images.length") == 0 and tab.evaluate("window.hacked") is None
     assert HOSTILE in tab.locator(".subtitle").inner_text()
     for width in (1440, 700, 360):
         tab.set_viewport_size({"width": width, "height": 900})
-        # Plotly fits its figures behind a timer.
-        tab.wait_for_function(f"document.documentElement.scrollWidth <= {width}", timeout=20_000)
+        for _ in range(100):  # Plotly fits its figures behind a timer
+            if tab.evaluate("document.documentElement.scrollWidth") <= width:
+                break
+            tab.wait_for_timeout(200)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
