@@ -5,7 +5,8 @@
 
 Weights are random, and so are the words: 27 categories of 20 words and three persons of 8, four tokens a word, which
 is what costs; what is found is meaningless. Only `--rows` decoder rows exist and go through; the estimate for all is
-seconds per row times rows, since every row costs the same. Bytes: 4 v d of the lens, the decoder, and of the call
+seconds per row times rows, since every row costs the same. As many decoys (`saes.primitives.decoys`) cost as much
+again. Bytes: 4 v d of the lens, the decoder, and of the call
 
     4 r (v + 2 d)  +  12 v            r rows of logits at a time, their directions; the selection of the largest
     + f c (4 + 2 + 8)  +  8 i w       readings of c sets; i tokens averaged into w words

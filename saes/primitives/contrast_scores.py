@@ -15,6 +15,9 @@ One side of such pairs is often longer, as a scene is longer than the sentence t
 merely follows position would then differ in every pair. So each pair is cut, in tokens, to the length of its shorter
 text (`lengths="matched"`): both sides then have the same positions. `"full"` reads whole texts.
 
+What is significant is a consistent difference, whatever its cause: directions drawn at random differ between the sides
+too where the model's stream does. That a feature is *about* the contrast is for steering and judges to show.
+
 Contrast pairs for registers: arXiv 2605.18808 (its test is unknown here); this test is our own.
 """
 
