@@ -207,7 +207,7 @@ def test_selectivity_tells_memory_from_reading():
 
 
 def test_bad_input_is_named():
-    x, y, mask = rows(n=30)
+    x, y, _ = rows(n=30)
     with pytest.raises(InputError, match="expected n d, n q"):
         fit_logistic(x[:0], y[:0])
     with pytest.raises(InputError, match="output 0 has no row at all"):
