@@ -17,13 +17,13 @@ file without such lines gets the bundled ones. `form` says what the texts are: a
 an instruction, a `text` is read as it stands.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from interp.errors import InputError
+from interp.jsonlines import json_objects
 from interp.resources import data_path
 from interp.steering.templates import SIDES, SPLITS
 
@@ -127,7 +127,7 @@ def _checked(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     texts: dict[str, dict[str, Any]] = {}
     templates: dict[str, str] = {}
-    for number, row in _lines(path):
+    for number, row in json_objects(path, "a contrast set"):
         place = f"{path}, line {number}"
         if "set" in row and not rows:
             header = _header(row, place)
@@ -148,23 +148,6 @@ def _checked(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not rows:
         raise InputError(f'{path} holds no texts; expected lines {{"text", "side", "template", "split"}}')
     return header, rows
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read a contrast set from {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error.msg}); one object a line") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: expected an object, got {row!r}")
-        yield number, row
 
 
 def _check_row(row: Mapping[str, Any], place: str) -> None:

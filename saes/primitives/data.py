@@ -11,13 +11,13 @@ another language. The fields are those of the value, in any order. Emotions go b
 language of the texts; without it those of Cowen and Keltner 2017.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from interp.errors import InputError
+from interp.jsonlines import json_objects
 from interp.resources import data_path
 from saes.primitives.categories import Categories, categories
 
@@ -102,7 +102,7 @@ def _read(kind: type[Item], path: str | Path, labels: dict[str, Sequence[str]]) 
     items: list[Item] = []
     lines: dict[str, int] = {}
     keys = [field.name for field in fields(kind)]
-    for number, row in _lines(Path(path)):
+    for number, row in json_objects(Path(path), "texts"):
         place = f"{path}, line {number}"
         if set(row) != set(keys) or not all(isinstance(value, str) and value.strip() for value in row.values()):
             raise InputError(f"{place}: expected {', '.join(keys)}, all of them text and none empty, got {row!r}")
@@ -117,20 +117,3 @@ def _read(kind: type[Item], path: str | Path, labels: dict[str, Sequence[str]]) 
     if not items:
         raise InputError(f"{path} holds no texts; expected lines with {', '.join(keys)}")
     return tuple(items)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read texts from {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error.msg}); one object a line") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: expected an object, got {row!r}")
-        yield number, row
