@@ -257,7 +257,7 @@ def test_bootstrap_agrees_with_scipy():
 def test_draws_do_not_depend_on_how_many_are_held_at_a_time(monkeypatch):
     sums, sizes = np.arange(7.0), np.arange(1, 8)
     whole = bootstrap_ratio(sums, sizes, draws=100)
-    monkeypatch.setattr(stats, "_parts", lambda draws, n: [30, 30, 40])
+    monkeypatch.setattr(stats, "_chunks", lambda total, size: [30, 30, 40])
     assert bootstrap_ratio(sums, sizes, draws=100) == whole
 
 
