@@ -30,6 +30,8 @@ class Attempt:
     name: str
     rate: float | None = RIVAL_RATE
     """Learning rate; None: ours."""
+    rate_of: str | None = None
+    """Whose rate is ours, where not the same architecture's."""
     window: float | None = None
     """Part of the steps without firing after which a feature is dead; None: its own 1,000 steps."""
     ramp: float | None = None
@@ -39,7 +41,8 @@ class Attempt:
 
     def lr(self, config: TrainConfig, steps: int, d: int) -> float:
         """Learning rate in the middle of the run."""
-        return self.rate or config.rate(steps // 2, steps, config.width(d))
+        ours = dataclasses.replace(config, architecture=self.rate_of or config.architecture)
+        return self.rate or ours.rate(steps // 2, steps, config.width(d))
 
     def dead_window(self, steps: int) -> int | None:
         """Steps, or None for its own."""
@@ -83,9 +86,10 @@ def _jumprelu(k: int) -> tuple[Attempt, ...]:
     }
     return (
         Attempt("tanh 5, as documented", ramp=1.0, options=_TANH | {"l0_coefficient": 5.0}),
-        Attempt("tanh 1, our lr", rate=None, ramp=1.0, options=tanh(1.0)),
+        Attempt("tanh 1, our topk's lr", rate=None, rate_of="topk", ramp=1.0, options=tanh(1.0)),
+        Attempt("tanh 0.5, our topk's lr", rate=None, rate_of="topk", ramp=1.0, options=tanh(0.5)),
+        Attempt("quadratic, wide, our topk's lr", rate=None, rate_of="topk", options=quadratic),
         Attempt("tanh 0.5, our lr", rate=None, ramp=1.0, options=tanh(0.5)),
-        Attempt("quadratic, wide, our lr", rate=None, options=quadratic),
     )
 
 

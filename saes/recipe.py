@@ -121,7 +121,7 @@ class TrainConfig(Schedules):
     batch_size: int = 1024
     """Activations per step."""
     lr: float | None = None
-    """Peak learning rate of Adam; by default 1.6e-3 / sqrt(d_sae / 2^14)."""
+    """Peak learning rate of Adam; by default 1.6e-3 / sqrt(d_sae / 2^14), in jumprelu 2.4e-3 / (d_sae / 2^14)^(1/4)."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Of Adam; 0.999 for the second looks back further than a short run is long. Gemma Scope: 0 and 0.999."""
     warmup: float = 0.05

@@ -22,6 +22,7 @@ class Schedules:
     epochs: float
     tokens: int | None
     batch_size: int
+    architecture: str
     lr: float | None
     warmup: float
     decay: float
@@ -42,10 +43,16 @@ class Schedules:
 
     def rate(self, step: int, steps: int, d_sae: int) -> float:
         """Learning rate of step `step` (from 0) of `steps`: linear warm-up, constant, linear decay to 0."""
-        peak = self.lr or 1.6e-3 / math.sqrt(d_sae / 2**14)
+        peak = self.lr or self.usual_rate(d_sae)
         rise = (step + 1) / (self.warmup * steps) if self.warmup else 1.0
         fall = (steps - step) / (self.decay * steps) if self.decay else 1.0
         return peak * min(1.0, rise, fall)
+
+    def usual_rate(self, d_sae: int) -> float:
+        """Peak learning rate where none is given. JumpReLU's falls more slowly with the width: with 1.6e-3 at 16,384
+        features its thresholds had not settled after 390 steps (explained variance 0.845 at L0 33; with 2.4e-3 0.852)."""
+        relative = d_sae / 2**14
+        return 2.4e-3 / relative**0.25 if self.architecture == "jumprelu" else 1.6e-3 / math.sqrt(relative)
 
     def active(self, step: int, steps: int) -> int:
         """Active features per token in step `step` (from 0): from `k_start` linearly to `k`. For a filled config."""

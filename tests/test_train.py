@@ -166,6 +166,7 @@ def test_the_learning_rate_rises_stays_and_falls():
     np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
     assert math.isclose(TrainConfig().rate(50, 100, 2**14), 1.6e-3)
     assert math.isclose(TrainConfig().rate(50, 100, 2**16), 8e-4)
+    assert math.isclose(TrainConfig(architecture="jumprelu").rate(50, 100, 2**18), 1.2e-3)
 
 
 def test_steps_count_epochs_or_tokens():
