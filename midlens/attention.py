@@ -1,8 +1,8 @@
 """`midlens attention survey`, `surgery`, `train`, `cascade`: routing and filtering of attention."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -10,17 +10,18 @@ from interp.attention.cascade_study import CascadeConfig
 from interp.attention.sd_train import TwinTraining
 from interp.attention.surgery_config import SurgeryConfig
 from interp.attention.survey_config import SurveyConfig
-from midlens.console import say
-
-_sub = tyro.conf.subcommand
+from midlens.console import Command, Planned, finish, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey(SurveyConfig):
+class Survey(SurveyConfig, Planned):
     """Measure every head of one or more models: one table, one page.
 
     The same command again goes on where it was; finished models are not loaded again. The five models of most accounts
     of the paper: gpt2 gpt2-medium gpt2-large pythia-410m bert-base."""
+
+    example: ClassVar[str] = "midlens attention survey smollm2-135m gpt2 --out runs/survey"
+    figures: ClassVar[str] = "models (names of those measured)"
 
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Presets (smollm2-135m, llama-3.1-8b, gemma-2-9b), short names (gpt2, pythia-410m, bert-base), hub ids, folders or
@@ -34,18 +35,18 @@ class Survey(SurveyConfig):
         """Measure; the path of the summary, a JSON file, is the last line."""
         from interp.attention.survey import PAGE, survey
 
-        config = SurveyConfig(**{field.name: getattr(self, field.name) for field in fields(SurveyConfig)})
+        config = self.settings(SurveyConfig)
         path = survey(self.models, self.out, config, results=self.results, announce=say)
-        say(str((self.out / PAGE).resolve()))
-        say(str(path.resolve()))
-        return 0
+        return finish(self.out / PAGE, path)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurgeryCommand(SurgeryConfig):
+class SurgeryCommand(SurgeryConfig, Command):
     """Perplexity of held-out text against what is kept of routing and filtering, in all heads or chosen ones.
 
     What was measured is kept: the same command again measures what is missing."""
+
+    example: ClassVar[str] = "midlens attention surgery smollm2-135m --out runs/surgery"
 
     model: Annotated[str, tyro.conf.Positional]
     """A preset, a hub id, a local folder or a .gguf file."""
@@ -56,16 +57,16 @@ class SurgeryCommand(SurgeryConfig):
         """Measure; the path of the figures, a JSON file, is the last line."""
         from interp.attention.surgery_study import surgery_study
 
-        config = SurgeryConfig(**{field.name: getattr(self, field.name) for field in fields(SurgeryConfig)})
+        config = self.settings(SurgeryConfig)
         path = surgery_study(self.model, self.out, config, announce=say)
-        say(str((self.out / "surgery.html").resolve()))
-        say(str(path.resolve()))
-        return 0
+        return finish(self.out / "surgery.html", path)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTwin(TwinTraining):
+class TrainTwin(TwinTraining, Command):
     """Train a small language model with S-D, standard or ELU attention; the same command goes on after a kill."""
+
+    example: ClassVar[str] = "midlens attention train --out runs/twin"
 
     out: Path
     """Folder of the twin."""
@@ -77,15 +78,16 @@ class TrainTwin(TwinTraining):
         from interp.attention.sd_train import train_twin
         from interp.loading import parse_device
 
-        config = TwinTraining(**{field.name: getattr(self, field.name) for field in fields(TwinTraining)})
+        config = self.settings(TwinTraining)
         path = train_twin(config, self.out, device=parse_device(self.device), announce=say)
-        say(str(path.resolve()))
-        return 0
+        return finish(path)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cascade(CascadeConfig):
+class Cascade(CascadeConfig, Command):
     """Compare trained twins: perplexity, ranks by layer and over training, linearised layers, proposed head widths."""
+
+    example: ClassVar[str] = "midlens attention cascade runs/twin-a runs/twin-b --out runs/cascade"
 
     twins: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of `midlens attention train`; those that differ in their seed alone are put together."""
@@ -96,27 +98,6 @@ class Cascade(CascadeConfig):
         """Measure; the path of the figures, a JSON file, is the last line."""
         from interp.attention.cascade_study import cascade_study
 
-        config = CascadeConfig(**{field.name: getattr(self, field.name) for field in fields(CascadeConfig)})
+        config = self.settings(CascadeConfig)
         path = cascade_study(self.twins, self.out, config, announce=say)
-        say(str((self.out / "cascade.html").resolve()))
-        say(str(path.resolve()))
-        return 0
-
-
-_Command = (
-    Annotated[Survey, _sub("survey", description="Measure every head of one or more models.")]
-    | Annotated[SurgeryCommand, _sub("surgery", description="Perplexity against what is kept of attention's parts.")]
-    | Annotated[TrainTwin, _sub("train", description="Train a twin with S-D, standard or ELU attention.")]
-    | Annotated[Cascade, _sub("cascade", description="Compare trained twins: ranks by layer, linearised layers.")]
-)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Routing and filtering of attention: survey models, operate on them, train twins and compare them."""
-
-    command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[_Command]]
-
-    def run(self) -> int:
-        """Run the command that was chosen."""
-        return self.command.run()
+        return finish(self.out / "cascade.html", path)

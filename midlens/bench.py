@@ -1,15 +1,20 @@
 """`midlens bench`: how near this machine's limit extraction and SAE steps run."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from midlens.console import say
+from midlens.console import Planned, item, say
 from saes.bench_run import BenchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(BenchConfig):
+class Bench(BenchConfig, Planned):
     """Measure this machine's ceilings, then extraction and SAE steps, each as a share of them."""
+
+    example: ClassVar[str] = "midlens bench --quick --parts ceilings"
+    figures: ClassVar[str] = "measurement, name, unit, median and facts of the measurement"
+    streams: ClassVar[bool] = True
 
     out: Path | None = None
     """Append a JSON line per measurement to this file."""
@@ -20,12 +25,13 @@ class Bench(BenchConfig):
         from interp.loading import parse_device
         from saes.bench_run import measurements
 
-        options = {field.name: getattr(self, field.name) for field in fields(BenchConfig)}
-        stated = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        options = self.settings(BenchConfig)
+        stated = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
         report = Report(self.out, arguments=stated, device=parse_device(self.device))
         try:
-            for row in measurements(BenchConfig(**options)):
-                say(line(report.add(row)))
+            for row in measurements(options):
+                added = report.add(row)
+                item(added, line(added))
         except KeyboardInterrupt:
             say(f"\ninterrupted; measured so far:\n\n{report.table()}")
             return 130

@@ -1,17 +1,22 @@
 """`midlens discover`: from a model and text to a trained, evaluated, readable SAE and its report."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from midlens.console import say
+from midlens.console import Planned, finish, say
 from saes.discover import DiscoverConfig, discover
 
 
 @dataclass(frozen=True)
-class Discover(DiscoverConfig):
+class Discover(DiscoverConfig, Planned):
     """From a model and text to a trained, evaluated, readable SAE and one offline HTML report."""
+
+    example: ClassVar[str] = "midlens discover --model smollm2-135m --train-tokens 20000 --out runs/small"
+    figures: ClassVar[str] = "those of evaluation.json"
 
     def run(self) -> int:
         """Run every stage; the report's path is the last line."""
-        path = discover(self, say=say)
-        say(str(path.resolve()))
-        return 0
+        import json
+
+        path = discover(self.settings(DiscoverConfig), say=say)
+        return finish(path, figures=json.loads((self.out / "evaluation.json").read_text()))

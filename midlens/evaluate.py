@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from midlens.console import say
+from midlens.console import Planned, finish, say
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Planned):
     """Evaluate an SAE: explained variance, L0, dead features, the model's loss with the SAE spliced in, and more."""
+
+    example: ClassVar[str] = "midlens evaluate --sae runs/sae --store runs/held-out --tokens runs/held-out.tokens"
+    figures: ClassVar[str] = "explained_variance, l0, delta_ce and the rest of the table"
 
     sae: str
     """The SAE: a folder, a file, a hub repository (organisation/name:folder) or a preset, in any layout that
@@ -65,8 +69,7 @@ class Evaluate:
         site = sites[0] if len(sites) == 1 else sites
         model = HookedModel.load(name, device=self.device)
         sae = sae.to(model.device)
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(SuiteConfig)}
-        parts = run_suite(sae, model, SuiteConfig(**options), site, force=self.force, show=None)
+        parts = run_suite(sae, model, self.settings(SuiteConfig), site, force=self.force, show=None)
         found = evaluate(
             sae,
             store,
@@ -83,6 +86,7 @@ class Evaluate:
         say(found.text())
         if parts:
             say(as_text(parts))
-        if self.out is not None:
-            say(str(found.save(self.out)))
-        return 0
+        return finish(
+            *([] if self.out is None else [found.save(self.out)]),
+            figures=found.scalars() | {"parts": dict(found.parts)},
+        )

@@ -1,15 +1,21 @@
 """`midlens extract`: text through a model, activations to disk."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from interp.from_text import ExtractConfig
-from midlens.console import say
+from midlens.console import Planned, finish, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extract(ExtractConfig):
+class Extract(ExtractConfig, Planned):
     """Run a model over text and store activations; the same command again continues after an interruption."""
+
+    example: ClassVar[str] = (
+        "midlens extract --model smollm2-135m --sites resid_post.15 --max-tokens 200000 --out runs/store"
+    )
+    figures: ClassVar[str] = "rows, sites, shards"
 
     out: Path
     """Folder of the activation store."""
@@ -18,7 +24,7 @@ class Extract(ExtractConfig):
         """Print the plan, extract, say where."""
         from interp.from_text import extract_text
 
-        config = ExtractConfig(**{field.name: getattr(self, field.name) for field in fields(ExtractConfig)})
-        extract_text(config, self.out, announce=say)
-        say(str(self.out.resolve()))
-        return 0
+        config = self.settings(ExtractConfig)
+        store = extract_text(config, self.out, announce=say)
+        figures = {"rows": len(store), "sites": list(map(str, store.sites)), "shards": len(store.manifest["shards"])}
+        return finish(self.out, figures=figures)

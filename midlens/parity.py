@@ -2,25 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from midlens.console import say
+from midlens.console import Command, finish, say
 
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Command):
     """Compare every site with an independent forward pass, Hugging Face's eager attention and transformer-lens.
 
     Prints the largest deviation per site; ends with status 1 if one exceeds the tolerance.
     """
 
+    example: ClassVar[str] = "midlens parity smollm2-135m --upto resid_post.3 --out parity.json"
+    figures: ClassVar[str] = "tolerance, compared, above, rows (the table)"
+
     model: Annotated[str, tyro.conf.Positional]
     """A preset (smollm2-135m, gemma-2-9b, ...), a hub id, a local folder or a .gguf file."""
     tolerance: float | None = None
     """Largest relative deviation allowed; by default 1e-4 for float32 and 5e-2 for 16-bit models."""
-    json: Path | None = None
+    out: Path | None = None
     """Also write the table to this file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in; auto: bfloat16 where the hardware has it, else float32."""
@@ -44,8 +47,8 @@ class Parity:
         from interp.model import HookedModel
         from interp.parity import FLOAT32, default_tolerance, parity, prompt_tokens
 
-        if self.json is not None and not self.json.parent.is_dir():
-            raise InputError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
+        if self.out is not None and not self.out.parent.is_dir():
+            raise InputError(f"--out {self.out}: there is no folder {self.out.parent}; make it first")
         dtype = None if self.dtype == "auto" else parse_dtype(self.dtype)
         model = HookedModel.load(self.model, upto=self.upto, dtype=dtype, device=self.device)
         tokens, lengths = prompt_tokens(model)
@@ -57,8 +60,9 @@ class Parity:
         tolerance = default_tolerance(model.dtype) if self.tolerance is None else self.tolerance
         far = table.above(tolerance, opinions=[name for name in table.opinions if name != FLOAT32])
         say(table.text())
-        if self.json is not None:
-            table.save(self.json)
+        if self.out is not None:
+            table.save(self.out)
         count, heard = len({line.split(" ")[0] for line in far}), sum(bool(row.deviations) for row in table.rows)
         say(f"{'FAILED' if far else 'passed'}: {count} of {heard} compared rows above {tolerance:.0e} relative")
-        return 1 if far else 0
+        figures = {"tolerance": tolerance, "compared": heard, "above": count, "rows": table.to_json()["rows"]}
+        return finish(*([] if self.out is None else [self.out]), figures=figures, status=1 if far else 0)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from interp.extract import StoreDtype
 from interp.from_text import ExtractConfig, Part
-from midlens.console import say
+from midlens.console import Planned, say
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsOptions:
+class RowsOptions(Planned):
     """Where the rows come from: `store`, or `model` and `corpus`."""
 
     out: Path

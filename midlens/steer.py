@@ -1,25 +1,25 @@
 """`midlens steer fit`, `apply`, `evaluate`, `fold`: affine steering from contrasting texts."""
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
 from interp.steering.apply_job import ApplyConfig
 from interp.steering.evaluate_job import EvaluateConfig
 from interp.steering.fit_job import FitConfig
-from midlens.console import say
-
-_sub = tyro.conf.subcommand
+from midlens.console import Command, Planned, finish, item, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit(FitConfig):
+class Fit(FitConfig, Planned):
     """Fit a steering from a contrast set, or from files of texts.
 
     Sites that do not show the concept are left out; what was found at each is printed."""
+
+    example: ClassVar[str] = "midlens steer fit --contrast horse-motorcycle --sites resid_post.8 --out runs/horses"
+    figures: ClassVar[str] = "sites"
 
     model: str = "smollm2-135m"
     """A preset, a hub id, a local folder or a .gguf file."""
@@ -30,15 +30,18 @@ class Fit(FitConfig):
         """Fit; the folder is the last line."""
         from interp.steering.fit_job import fit_job
 
-        config = FitConfig(**{field.name: getattr(self, field.name) for field in fields(FitConfig)})
-        fit_job(self.model, config, self.out, announce=say)
-        say(str(self.out.resolve()))
-        return 0
+        config = self.settings(FitConfig)
+        steering = fit_job(self.model, config, self.out, announce=say)
+        return finish(self.out, figures={"sites": list(map(str, steering.edits))})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply(ApplyConfig):
+class Apply(ApplyConfig, Command):
     """Generate from prompts under a steering."""
+
+    example: ClassVar[str] = "midlens steer apply 'Tell me of your journey.' --steering runs/horses"
+    figures: ClassVar[str] = "the prompt and the texts"
+    streams: ClassVar[bool] = True
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Prompts; more can come from a file."""
@@ -48,8 +51,6 @@ class Apply(ApplyConfig):
     """The model it was fitted on."""
     file: Path | None = None
     """Prompts, one a line in a .txt, {"text"} a line in a .jsonl."""
-    json: bool = False
-    """One JSON object a line."""
     force: bool = False
     """Also steer a model with other weights."""
 
@@ -58,19 +59,23 @@ class Apply(ApplyConfig):
         from interp.steering.apply_job import apply_job
         from interp.steering.fit_job import read_texts
 
-        config = ApplyConfig(**{field.name: getattr(self, field.name) for field in fields(ApplyConfig)})
+        config = self.settings(ApplyConfig)
         prompts = [*self.prompts, *(read_texts(self.file) if self.file else ())]
         for row in apply_job(self.model, self.steering, prompts, config, force=self.force):
             named = "\n".join(f"{name}: {text}" for name, text in row.items())
-            say(json.dumps(row, ensure_ascii=False) if self.json else f"{named}\n")
+            item(row, f"{named}\n")
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(EvaluateConfig):
+class Evaluate(EvaluateConfig, Planned):
     """Measure steerings beside baselines: what they achieve, what they cost; one JSON file, one page.
 
     What was done is kept: the same command again goes on where it was."""
+
+    example: ClassVar[str] = (
+        "midlens steer evaluate runs/horses --contrast horse-motorcycle --out runs/horses-evaluated"
+    )
 
     steerings: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of steerings; baselines are matched to the first."""
@@ -85,16 +90,16 @@ class Evaluate(EvaluateConfig):
         """Measure; the path of the figures, a JSON file, is the last line."""
         from interp.steering.evaluate_job import EVALUATION_FILE, PAGE, evaluate_job
 
-        config = EvaluateConfig(**{field.name: getattr(self, field.name) for field in fields(EvaluateConfig)})
+        config = self.settings(EvaluateConfig)
         evaluate_job(self.model, self.steerings, self.out, config, force=self.force, announce=say)
-        say(str((self.out / PAGE).resolve()))
-        say(str((self.out / EVALUATION_FILE).resolve()))
-        return 0
+        return finish(self.out / PAGE, self.out / EVALUATION_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold:
+class Fold(Command):
     """Write a steering into weights: a Hugging Face folder, or a LoRA adapter with a bias."""
+
+    example: ClassVar[str] = "midlens steer fold --steering runs/horses --out runs/folded"
 
     steering: Path
     """Folder of the steering; it must edit outputs of attention or MLP, on all tokens."""
@@ -120,24 +125,4 @@ class Fold:
         steering = steering if self.beta is None else steering.at(self.beta)
         model = HookedModel.load(self.model, dtype="float32")
         (save_lora if self.lora else save_folded)(model, steering, self.out, force=self.force)
-        say(str(self.out.resolve()))
-        return 0
-
-
-_Command = (
-    Annotated[Fit, _sub("fit", description="Fit a steering from contrasting texts.")]
-    | Annotated[Apply, _sub("apply", description="Generate from prompts under a steering.")]
-    | Annotated[Evaluate, _sub("evaluate", description="Measure steerings beside baselines; one page.")]
-    | Annotated[Fold, _sub("fold", description="Write a steering into weights, or into a LoRA adapter.")]
-)
-
-
-@dataclass(frozen=True)
-class Steer:
-    """Affine steering: fit, apply, evaluate, fold."""
-
-    command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[_Command]]
-
-    def run(self) -> int:
-        """Run the command that was chosen."""
-        return self.command.run()
+        return finish(self.out)

@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from midlens.console import say
+from midlens.console import Command, finish, say
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Command):
     """Describe an activation store, or compare every shard with its checksum (status 1 if one is damaged)."""
+
+    example: ClassVar[str] = "midlens store verify runs/store"
+    figures: ClassVar[str] = "rows, sites, shards, damage (what is wrong, or null)"
 
     action: Annotated[Literal["info", "verify"], tyro.conf.Positional]
     """`info` prints what the store holds and from what; `verify` reads every byte."""
@@ -27,10 +30,13 @@ class Store:
             store = ActivationStore.open(self.path)
             if self.action == "info":
                 say(describe_store(store))
-                return 0
-            store.verify()
+            else:
+                store.verify()
         except Damaged as error:
             say(f"FAILED: {error}")
-            return 1
-        say(f"passed: {len(store.manifest['shards'])} shards, {len(store):,} rows, every sha256 as written")
-        return 0
+            return finish(figures={"damage": str(error)}, status=1)
+        shards = len(store.manifest["shards"])
+        if self.action == "verify":
+            say(f"passed: {shards} shards, {len(store):,} rows, every sha256 as written")
+        sites = list(map(str, store.sites))
+        return finish(figures={"rows": len(store), "sites": sites, "shards": shards, "damage": None})

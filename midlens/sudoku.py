@@ -1,8 +1,8 @@
 """`midlens sudoku generate`, `train`, `probe`, `intervene`, `circuit`, `report`, `demo`: a solver's world model."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -10,14 +10,14 @@ from interp.sudoku.demo import DemoConfig
 from interp.sudoku.generate_files import PuzzleConfig
 from interp.sudoku.jobs import CircuitConfig, InterveneConfig, TrainConfig
 from interp.sudoku.probe_records import ProbeConfig
-from midlens.console import say
-
-_sub = tyro.conf.subcommand
+from midlens.console import Command, Planned, finish, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(PuzzleConfig):
+class Generate(PuzzleConfig, Command):
     """Puzzles with one solution each, and traces that solve them; the same command again goes on where it was."""
+
+    example: ClassVar[str] = "midlens sudoku generate --out runs/puzzles"
 
     out: Path
     """Folder of the puzzles."""
@@ -28,15 +28,17 @@ class Generate(PuzzleConfig):
         """Make them; the folder is the last line."""
         from interp.sudoku.generate_files import write_puzzles
 
-        config = PuzzleConfig(**{field.name: getattr(self, field.name) for field in fields(PuzzleConfig)})
+        config = self.settings(PuzzleConfig)
         write_puzzles(config, self.out, workers=self.workers)
-        say(str(self.out.resolve()))
-        return 0
+        return finish(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainConfig):
+class Train(TrainConfig, Command):
     """Train a solver, then let it solve unseen puzzles; the same command again goes on after a kill."""
+
+    example: ClassVar[str] = "midlens sudoku train --out runs/solver"
+    figures: ClassVar[str] = "solved, puzzles, rate, low, high"
 
     out: Path
     """Folder of the model."""
@@ -48,19 +50,21 @@ class Train(TrainConfig):
         from interp.loading import parse_device
         from interp.sudoku.jobs import solve_job, train_job
 
-        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        config = self.settings(TrainConfig)
         device = parse_device(self.device)
         train_job(config, self.out, device=device)
         found = solve_job(self.out, self.out / "solving.json", puzzles=config.test_puzzles, device=device)
         low, high = found.interval
         say(f"solved {found.solved:,} of {found.puzzles:,} unseen puzzles: {found.rate:.4f} ({low:.4f} to {high:.4f})")
-        say(str(self.out.resolve()))
-        return 0
+        figures = {"solved": found.solved, "puzzles": found.puzzles, "rate": found.rate, "low": low, "high": high}
+        return finish(self.out, figures=figures)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe(ProbeConfig):
+class Probe(ProbeConfig, Command):
     """Probe trained models for cells, candidates and units, beside random weights, shuffled labels and known codes."""
+
+    example: ClassVar[str] = "midlens sudoku probe runs/solver --out runs/probes.json"
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of `midlens sudoku train`, of one board."""
@@ -74,15 +78,16 @@ class Probe(ProbeConfig):
         from interp.loading import parse_device
         from interp.sudoku.jobs import probe_job
 
-        config = ProbeConfig(**{field.name: getattr(self, field.name) for field in fields(ProbeConfig)})
+        config = self.settings(ProbeConfig)
         probe_job(self.models, self.out, config, device=parse_device(self.device))
-        say(str(self.out.resolve()))
-        return 0
+        return finish(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Intervene(InterveneConfig):
+class Intervene(InterveneConfig, Command):
     """Patch the stream along the probes' directions, beside random directions of the same size."""
+
+    example: ClassVar[str] = "midlens sudoku intervene runs/solver --out runs/intervene.json"
 
     model: Annotated[Path, tyro.conf.Positional]
     """Folder of `midlens sudoku train`."""
@@ -96,15 +101,16 @@ class Intervene(InterveneConfig):
         from interp.loading import parse_device
         from interp.sudoku.jobs import intervene_job
 
-        config = InterveneConfig(**{field.name: getattr(self, field.name) for field in fields(InterveneConfig)})
+        config = self.settings(InterveneConfig)
         intervene_job(self.model, self.out, config, device=parse_device(self.device))
-        say(str(self.out.resolve()))
-        return 0
+        return finish(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circuit(CircuitConfig):
+class Circuit(CircuitConfig, Command):
     """Find heads that suppress held digits and neurons of forced moves, and ablate them."""
+
+    example: ClassVar[str] = "midlens sudoku circuit runs/solver --out runs/circuit.json"
 
     model: Annotated[Path, tyro.conf.Positional]
     """Folder of `midlens sudoku train`."""
@@ -118,15 +124,16 @@ class Circuit(CircuitConfig):
         from interp.loading import parse_device
         from interp.sudoku.jobs import circuit_job
 
-        config = CircuitConfig(**{field.name: getattr(self, field.name) for field in fields(CircuitConfig)})
+        config = self.settings(CircuitConfig)
         circuit_job(self.model, self.out, config, device=parse_device(self.device))
-        say(str(self.out.resolve()))
-        return 0
+        return finish(self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Command):
     """One offline page of results."""
+
+    example: ClassVar[str] = "midlens sudoku report runs/probes.json runs/circuit.json --out runs/sudoku.html"
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Files of `train`, `probe`, `intervene`, `circuit`, or folders that hold such."""
@@ -137,13 +144,14 @@ class Report:
         """Write it; its path is the last line."""
         from interp.sudoku.jobs import report_job
 
-        say(str(report_job(self.results, self.out).resolve()))
-        return 0
+        return finish(report_job(self.results, self.out))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(DemoConfig):
+class Demo(DemoConfig, Planned):
     """Train two 4x4 solvers side by side, study them and write the page; the same command again goes on."""
+
+    example: ClassVar[str] = "midlens sudoku demo --out runs/sudoku"
 
     out: Path
     """Folder of the demonstration."""
@@ -152,28 +160,5 @@ class Demo(DemoConfig):
         """All of it; the path of the page is the last line."""
         from interp.sudoku.demo import demo
 
-        config = DemoConfig(**{field.name: getattr(self, field.name) for field in fields(DemoConfig)})
-        say(str(demo(self.out, config, announce=say).resolve()))
-        return 0
-
-
-_Command = (
-    Annotated[Generate, _sub("generate", description="Puzzles with one solution each, and traces that solve them.")]
-    | Annotated[Train, _sub("train", description="Train a solver and let it solve unseen puzzles.")]
-    | Annotated[Probe, _sub("probe", description="Probe solvers for what they hold of the board, with controls.")]
-    | Annotated[Intervene, _sub("intervene", description="Patch along the probes' directions.")]
-    | Annotated[Circuit, _sub("circuit", description="Heads and neurons that choose the move.")]
-    | Annotated[Report, _sub("report", description="One page of results.")]
-    | Annotated[Demo, _sub("demo", description="All of it on two 4x4 solvers, in minutes on two cores.")]
-)
-
-
-@dataclass(frozen=True)
-class Sudoku:
-    """World models of Sudoku solvers: generate, train, probe, intervene, circuit, report, demo."""
-
-    command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[_Command]]
-
-    def run(self) -> int:
-        """Run the command that was chosen."""
-        return self.command.run()
+        config = self.settings(DemoConfig)
+        return finish(demo(self.out, config, announce=say))

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from midlens.console import say
+from midlens.console import finish, say
 from midlens.rows import RowsOptions
 from saes.recipe import TrainConfig, Training
 
@@ -17,6 +17,11 @@ class Sweep(RowsOptions):
 
     `out` gets a folder for each SAE, `sweep.json` and the page `sweep.html`. With a store, `model` is the one that
     delta CE is measured on, by default the one named in the store."""
+
+    example: ClassVar[str] = (
+        "midlens sweep --store runs/store --k 16 32 64 --expansions 8 --base.epochs 2 --out runs/sweep"
+    )
+    figures: ClassVar[str] = "one object a member, by name"
 
     architectures: tuple[Training, ...] = ()
     """What is trained; by default topk."""
@@ -75,8 +80,8 @@ class Sweep(RowsOptions):
             announce=say,
         )
         say(summary.text())
-        say(str((self.out / PAGE).resolve()))
-        return 0 if summary.figures() else 1
+        figures = summary.figures()
+        return finish(self.out / PAGE, figures=figures, status=0 if figures else 1)
 
     def _members(self) -> Any:
         from interp.errors import InputError

@@ -203,14 +203,14 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
     written = tmp_path / "table.json"
     asked = dict(dtype="float32", device="cpu", opinions=("plain", "hf_eager"))
-    assert Parity(str(folder), json=written, tolerance=1e-4, **asked).run() == 0
+    assert Parity(str(folder), out=written, tolerance=1e-4, **asked).run() == 0
     shown = capsys.readouterr().out
     assert "blocks.2.attn.hook_pattern" in shown and "passed: 0 of 57 compared rows above 1e-04 relative" in shown
     assert len(json.loads(written.read_text())["rows"]) == 57
     assert Parity(str(folder), tolerance=1e-12, sites=("z.1",), **asked).run() == 1
     assert "FAILED: 2 of 2 compared rows above 1e-12" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"--json .*gone.table.json: there is no folder .*gone; make it first"):
-        Parity("no-model-is-loaded-for-this", json=tmp_path / "gone/table.json").run()
+    with pytest.raises(InputError, match=r"--out .*gone.table.json: there is no folder .*gone; make it first"):
+        Parity("no-model-is-loaded-for-this", out=tmp_path / "gone/table.json").run()
     with pytest.raises(InputError, match=r"nothing was compared\. transformer_lens: .*need the unembedding"):
         Parity(str(folder), dtype="float32", device="cpu", upto="z.1", opinions=("transformer_lens",)).run()
 
