@@ -47,6 +47,12 @@ def matches(feature: samples.Feature, query: str, scope: str) -> bool:
     return any(wanted in part for part in texts)
 
 
+def lens_score(feature: samples.Feature) -> float:
+    """The largest promoted logit, as the page holds it: rounded to 12 bits of mantissa."""
+    mantissa, exponent = np.frexp(max(amount for _, amount in feature.promoted))
+    return float(np.floor(mantissa * 2**13 + 0.5) / 2**13 * 2.0**exponent)
+
+
 def test_search_narrows_the_list(browser, path, listed):
     with Tab(browser, path) as tab:
         alive = [feature for feature in listed if feature.density > 0]
@@ -95,6 +101,7 @@ def test_sorting_orders_the_list(browser, path, listed):
         "index": lambda f: f.index,
         "density": lambda f: np.float32(f.density),
         "max": lambda f: np.float32(f.max_activation),
+        "lens": lens_score,
     }
     with Tab(browser, path) as tab:
         tab.page.click("[data-filter=all]")
@@ -203,3 +210,37 @@ def test_thousands_of_features_stay_light(browser, tmp_path):
         last = min((f for f in features if f.density > 0), key=lambda f: (np.float32(f.max_activation), -f.index))
         assert tab.chosen == last.index and tab.page.locator(".option").count() < 60
         assert tab.quiet, tab.complaints
+
+
+def test_a_text_is_found_across_tokens_but_not_across_contexts_or_silence(browser, tmp_path):
+    made = samples.features(5, seed=3, dead=0.0)
+    windows = [
+        ((" un", "believ", "able"), (1.0, 2.0, 1.0)),
+        ((" un", "believ", "able"), (1.0, 2.0, 0.0)),
+        (("aab", "x", ""), (1.0, 2.0, 1.0)),
+        (("aa", "a", "b"), (1.0, 2.0, 1.0)),
+        (("believ", "", "able"), (1.0, 2.0, 1.0)),
+    ]
+    features = [
+        replace(f, promoted=(), examples=(replace(f.examples[0], tokens=t, activations=a, peak=1),))
+        for f, (t, a) in zip(made, windows, strict=True)
+    ]
+    with Tab(browser, page(tmp_path / "page.html", features)) as tab:
+        for query, scope, expected in (
+            ("unbelievable", "contexts", {0, 1}), ("unbelievable", "active", {0}), ("aab", "contexts", {2, 3}),
+            ("ievab", "active", {0, 4}), ("able un", "contexts", set()), ("believ", "promoted", set()),
+        ):  # fmt: skip
+            tab.search(query, scope)
+            assert set(tab.visible()) == expected, (query, scope)
+
+
+def test_a_sampled_page_says_so(browser, tmp_path):
+    features = samples.features(120, seed=8)
+    part = FeatureBrowser(features, population="30,123 held-out tokens", budget=60_000)
+    path = Page("Features", "of nothing real", [Section("Features", [part])]).write(tmp_path / "page.html")
+    with Tab(browser, path) as tab:
+        said = tab.page.inner_text(".sampling")
+        kept = tab.page.locator(".contexts li").count()
+        assert said.startswith(f"Sampled to keep this page small: {kept} of the up to 8 recorded contexts")
+        assert tab.page.inner_text(".contexts-head h4").startswith(f"{kept} of up to 8 recorded contexts")
+        assert 1 <= kept < 8 and tab.quiet, tab.complaints

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -187,13 +188,18 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 # ---- the encoding of features ---------------------------------------------------------------------------------------
 
 
-def unpack(vector: dict[str, str]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(vector["base64"]), dtype="<" + vector["type"])
+def unpack(vector: dict) -> np.ndarray:
+    data, kind = base64.b64decode(vector["base64"]), np.dtype("<" + vector["type"])
+    if vector.get("packed"):
+        planes = zlib.decompress(data)
+        n = len(planes) // kind.itemsize
+        data = bytes(planes[place * n + i] for i in range(n) for place in range(kind.itemsize))
+    return np.frombuffer(data, dtype=kind)
 
 
 def ragged(columns: dict, key: str, offsets: str = "offsets") -> list[np.ndarray]:
-    bounds = unpack(columns[offsets])
-    return [unpack(columns[key])[a:b] for a, b in pairwise(bounds)]
+    flat = unpack(columns[key])
+    return [flat[a:b] for a, b in pairwise(unpack(columns[offsets]))]
 
 
 def test_features_survive_the_encoding():
@@ -211,7 +217,7 @@ def test_features_survive_the_encoding():
         names, amounts = ragged(data[side], "tokens"), ragged(data[side], "values")
         for row, feature in enumerate(features):
             assert tokens[names[row]].tolist() == [token for token, _ in getattr(feature, side)]
-            np.testing.assert_allclose(amounts[row], [amount for _, amount in getattr(feature, side)], rtol=1e-6)
+            np.testing.assert_allclose(amounts[row], [amount for _, amount in getattr(feature, side)], rtol=2**-13)
 
 
 def test_contexts_survive_the_encoding_and_levels_are_as_close_as_promised():
@@ -223,11 +229,12 @@ def test_contexts_survive_the_encoding_and_levels_are_as_close_as_promised():
     bounds = np.cumsum([0, *(len(feature.examples) for feature in features)])
     assert unpack(data["offsets"]).tolist() == bounds.tolist()
     windows, levels = ragged(data, "tokens", "windows"), ragged(data, "levels", "windows")
+    document, position, peak, scales = (unpack(data[name]) for name in ("document", "position", "peak", "scale"))
     for i, example in enumerate(examples):
         assert [entries[token] for token in windows[i]] == list(example.tokens)
-        assert documents[unpack(data["document"])[i]] == example.doc_id
-        assert (unpack(data["position"])[i], unpack(data["peak"])[i]) == (example.position, example.peak)
-        scale, truth = float(unpack(data["scale"])[i]), np.array(example.activations)
+        assert documents[document[i]] == example.doc_id
+        assert (position[i], peak[i]) == (example.position, example.peak)
+        scale, truth = float(scales[i]), np.array(example.activations)
         got = levels[i] * scale / LEVELS
         assert np.abs(got - truth).max() <= scale * (1 / LEVELS + 1e-6)
         assert ((got > 0) == (truth > 0)).all()
@@ -263,3 +270,41 @@ def test_what_a_page_could_not_show_truthfully_is_refused():
         encode([replace(feature, examples=(replace(example, activations=(-1.0,) * 24),))])
     with pytest.raises(InputError, match="two features have the same index"):
         encode([feature, feature])
+
+
+def shown(data: dict, features: list) -> list[list[int]]:
+    """Which of each feature's recorded contexts are on the page, by their place."""
+    found = iter(zip(unpack(data["examples"]["position"]), unpack(data["examples"]["activation"]), strict=True))
+    places = []
+    for (a, b), feature in zip(pairwise(unpack(data["examples"]["offsets"])), features, strict=True):
+        recorded = [(e.position, np.float32(e.activation)) for e in feature.examples]
+        places.append([recorded.index(next(found)) for _ in range(a, b)])
+    return places
+
+
+@pytest.mark.parametrize("thinned", ["by the budget", "while read"])
+def test_contexts_are_sampled_alike_where_they_do_not_fit(thinned):
+    features = samples.features(120, seed=8)
+    whole = encode(features)
+    assert whole["sampled"] == {"shown": 8, "recorded": 8}
+    size = len(json.dumps(whole))
+    data = encode(features, budget=size // 2) if thinned == "by the budget" else encode(features, held=20_000)
+    most = data["sampled"]["shown"]
+    assert 1 <= most < 8 and data["sampled"]["recorded"] == 8
+    if thinned == "by the budget":
+        assert len(json.dumps(data)) <= size // 2
+    for places, feature in zip(shown(data, features), features, strict=True):
+        assert len(places) == min(most, len(feature.examples))
+        assert places == sorted(set(places)) and places[:1] == ([0] if feature.examples else [])
+        if most > 1 and len(feature.examples) == 8 and thinned == "by the budget":
+            assert max(np.diff(places)) - min(np.diff(places)) <= 1  # evenly spaced
+    for name in ("density", "histogram", "promoted"):  # only contexts are sampled
+        assert data[name] == whole[name]
+
+
+def test_features_that_do_not_fit_even_without_contexts_are_refused():
+    features = samples.features(20, seed=9)
+    with pytest.raises(
+        InputError, match=r"20 features take [\d,]+ bytes without any context, more than the budget of 99"
+    ):
+        encode(features, budget=99)

@@ -1,6 +1,6 @@
 """The residual-stream (logit) lens over layers and positions: in each cell the top token, shaded by how sure it is.
 
-    p = softmax(logits)     probability: max p     entropy: -Σ p log₂ p, in bits     rank: of the true next token, from 1
+    p = softmax(logits)    probability: max p     entropy: -Σ p log₂ p, in bits     rank: of the true next token, best 1
 
 Method: the logit lens of nostalgebraist (2020); logits come from `interp.lens.logit_lens` or any other lens.
 """

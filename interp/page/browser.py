@@ -1,25 +1,41 @@
-"""The feature browser: thousands of features with their contexts as one part of a page, packed and decoded in place.
+"""The feature browser: up to some 10^5 features with their contexts as one part of a page, packed and decoded in place.
 
 Columns, not records. A vector is little-endian binary in base64 beside its type; ragged lists are one flat vector and
 an `offsets` vector of n + 1 entries (feature i owns `flat[offsets[i]:offsets[i+1]]`). Tokens and document names are
 numbers into tables. The activations of a context are 16-bit fractions of its largest one:
 
     level = round(65535 a / scale), at least 1 where a > 0       a ≈ level · scale / 65535, off by scale / 65535 at most
+
+A long vector is packed: its bytes by significance (all lowest bytes, then the next ...), deflated; browsers inflate it.
+The changes in logit of promoted and suppressed tokens keep 12 bits of mantissa (an error of 1 in 8,000, below what is
+shown), which halves them.
+
+Size and memory. Where all contexts do not fit into `budget` bytes, every feature shows the same number of its contexts,
+always the strongest, the others evenly spaced over those recorded, and the page says so. While features are read,
+contexts are held as columns of at most `HELD` bytes: beyond that they are thinned in the same way at once. The rest
+needs about 0.5 kB a feature, and the finished text a few times `budget`.
 """
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from interp.errors import InputError
-from interp.page.escape import json_block
+from interp.page.escape import json_block, json_text
 from interp.page.parts import Part
 
 LEVELS = 65535
+BUDGET = 50_000_000
+"""Bytes of a page that the browser's data may take: with plotly.js (5 MB) and the rest, a page stays below 60 MB."""
+HELD = 256 * 2**20
+"""Bytes of contexts held while features are read."""
+_PACKED_FROM = 4096
 Number = int | float
 
 
@@ -70,30 +86,31 @@ class FeatureBrowser(Part):
     """A searchable, sortable list of features beside the chosen one's card. `features` is read once, when rendered.
 
     `population` says over what densities were counted, such as "30,123 held-out tokens". A feature is dead when its
-    density is 0.
+    density is 0. `budget` is the most bytes that the data may take on the page, see the module's docstring.
     """
 
     features: Iterable[FeatureLike]
     population: str
+    budget: int = BUDGET
 
     @property
     def assets(self) -> tuple[str, ...]:
         return ("browser.css", "browser.js")
 
     def render(self, anchor: str) -> str:
-        payload = encode(self.features) | {"population": self.population}
+        payload = encode(self.features, budget=self.budget) | {"population": self.population}
         return (
             f'<div class="browser" id="{anchor}" data-browser="{anchor}-data"></div>'
             f"{json_block(payload, id=f'{anchor}-data')}"
         )
 
 
-def encode(features: Iterable[FeatureLike]) -> dict[str, object]:
+def encode(features: Iterable[FeatureLike], *, budget: int = BUDGET, held: int = HELD) -> dict[str, Any]:
     """The features as columns, ready for JSON. Raises `InputError` on what the page could not show truthfully."""
     tokens, documents = _Table(), _Table()
-    rows, hist, windows = _Rows(), _Ragged(), _Ragged()
-    edges, promoted, suppressed = _Ragged(), _Chips(tokens), _Chips(tokens)
-    examples, window_tokens, window_levels = _Rows(), [], []
+    rows, hist, edges = _Rows(4), _Ragged(), _Ragged()
+    promoted, suppressed = _Chips(tokens), _Chips(tokens)
+    contexts = _Contexts(tokens, documents, held)
     for feature in features:
         _check(feature)
         rows.add(feature.index, feature.density, feature.max_activation, feature.mean_activation)
@@ -102,22 +119,12 @@ def encode(features: Iterable[FeatureLike]) -> dict[str, object]:
         promoted.add(feature.promoted)
         suppressed.add(feature.suppressed)
         for example in feature.examples:
-            acts = _activations(feature.index, example)
-            scale = float(acts.max(initial=0.0))
-            examples.add(
-                *documents.numbers([example.doc_id]), example.position, example.activation, example.peak, scale
-            )
-            window_tokens.extend(tokens.numbers(example.tokens))
-            window_levels.append(_levels(acts, scale))
-            windows.count(len(acts))
-        examples.close()
-    index, density, largest, mean = rows.columns(4)
+            contexts.add(feature.index, example)
+        contexts.close()
+    index, density, largest, mean = rows.columns
     if len(set(index)) != len(index):
         raise InputError("two features have the same index; a page shows each feature once")
-    doc, position, activation, peak, scale = examples.columns(5)
-    return {
-        "tokens": tokens.entries,
-        "documents": documents.entries,
+    data: dict[str, Any] = {
         "index": vector(index, "u4"),
         "density": vector(density, "f4"),
         "max": vector(largest, "f4"),
@@ -126,24 +133,122 @@ def encode(features: Iterable[FeatureLike]) -> dict[str, object]:
         "edges": {"offsets": edges.offsets(), "values": vector(edges.flat, "f4")},
         "promoted": promoted.columns(),
         "suppressed": suppressed.columns(),
-        "examples": {
-            "offsets": vector(examples.bounds, "u4"),
-            "document": vector(doc, "u4"),
+    }
+    size = _size(data) + sum(len(json_text(table.entries)) for table in (tokens, documents))
+    if size > budget:
+        raise InputError(
+            f"{len(index):,} features take {size:,} bytes without any context, more than the budget of {budget:,}: "
+            "give fewer features or a larger `budget`"
+        )
+    return data | contexts.within(budget - size) | {"tokens": tokens.entries, "documents": documents.entries}
+
+
+def vector(values: Any, dtype: str) -> dict[str, Any]:
+    """A vector as `{"type": "u2", "base64": ...}`, little-endian, with `"packed": true` if so; u2, u4 and f4."""
+    found = np.ascontiguousarray(values, dtype=f"<{dtype}")
+    if found.nbytes >= _PACKED_FROM:
+        planes = found.view(np.uint8).reshape(-1, found.itemsize).T.tobytes()
+        return {"type": dtype, "packed": True, "base64": _base64(zlib.compress(planes, 6))}
+    return {"type": dtype, "base64": _base64(found.tobytes())}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _size(data: Any) -> int:
+    """Bytes of packed vectors in a nest of mappings."""
+    if isinstance(data, Mapping):
+        return sum(map(_size, data.values())) + 30
+    return len(data) if isinstance(data, str) else 0
+
+
+class _Contexts:
+    """The contexts of all features as columns; thinned when they grow beyond `held` bytes, and to a budget."""
+
+    def __init__(self, tokens: "_Table", documents: "_Table", held: int) -> None:
+        self._tokens, self._documents, self._held = tokens, documents, held
+        self._rows = _Rows(5)
+        self._windows = _Ragged()
+        self._token, self._level = array("I"), array("H")
+        self._bounds = array("Q", [0])
+        self._recorded = array("I")
+        self._recorded_here = 0
+        self._most: int | None = None
+
+    def add(self, index: int, example: ExampleLike) -> None:
+        acts = _activations(index, example)
+        scale = float(acts.max(initial=0.0))
+        (document,) = self._documents.numbers([example.doc_id])
+        self._rows.add(document, example.position, example.activation, example.peak, scale)
+        self._token.extend(self._tokens.numbers(example.tokens))
+        self._level.frombytes(_levels(acts, scale).tobytes())
+        self._windows.count(len(acts))
+        self._recorded_here += 1
+
+    def close(self) -> None:
+        """The end of a feature."""
+        self._recorded.append(self._recorded_here)
+        self._bounds.append(self._bounds[-1] + self._recorded_here)
+        self._recorded_here = 0
+        if 6 * len(self._token) + 40 * self._bounds[-1] > self._held:
+            most = self._most or int(np.diff(_numpy(self._bounds)).max())
+            if most > 1:
+                self._most = most // 2
+                self._keep(self._most)
+
+    def within(self, budget: int) -> dict[str, object]:
+        """The columns, with as many contexts of each feature as fit into `budget` bytes."""
+        if self._most is not None:
+            self._keep(self._most)
+        most = int(np.diff(_numpy(self._bounds)).max(initial=0))
+        while True:
+            columns = self._columns()
+            if (size := _size(columns)) <= budget or most == 0:
+                recorded = int(_numpy(self._recorded).max(initial=0))
+                return {"examples": columns, "sampled": {"shown": most, "recorded": recorded}}
+            most = min(most - 1, int(most * budget / size))
+            self._keep(most)
+
+    def _keep(self, most: int) -> None:
+        """Thin to `most` contexts a feature: the strongest, and others evenly spaced among those there."""
+        bounds = _numpy(self._bounds)
+        counts = np.diff(bounds)
+        owner = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(bounds[-1]) - bounds[owner]
+        # Place p of c is kept where floor(p m / c) is a new number: m of them, the first always.
+        step, of = np.minimum(counts, most)[owner], counts[owner]
+        kept = (step > 0) & ((place * step) // of != ((place - 1) * step) // of)
+        widths = np.diff(_numpy(self._windows.bounds))
+        tokens = np.repeat(kept, widths)
+        self._token = array("I", _numpy(self._token)[tokens].tobytes())
+        self._level = array("H", _numpy(self._level)[tokens].tobytes())
+        self._windows.bounds = array("Q", _ends(widths[kept]).tobytes())
+        self._rows.columns = [array("d", _numpy(column)[kept].tobytes()) for column in self._rows.columns]
+        self._bounds = array("Q", _ends(np.minimum(counts, most)).tobytes())
+
+    def _columns(self) -> dict[str, object]:
+        document, position, activation, peak, scale = self._rows.columns
+        return {
+            "offsets": vector(self._bounds, "u4"),
+            "document": vector(document, "u4"),
             "position": vector(position, "u4"),
             "activation": vector(activation, "f4"),
             "peak": vector(peak, "u2"),
             "scale": vector(scale, "f4"),
-            "windows": windows.offsets(),
-            "tokens": vector(window_tokens, tokens.dtype),
-            "levels": vector(np.concatenate(window_levels) if window_levels else [], "u2"),
-        },
-    }
+            "windows": self._windows.offsets(),
+            "tokens": vector(self._token, self._tokens.dtype),
+            "levels": vector(self._level, "u2"),
+        }
 
 
-def vector(values: Any, dtype: str) -> dict[str, str]:
-    """A vector as `{"type": "u2", "base64": ...}`, little-endian; types are u2, u4 and f4."""
-    array = np.asarray(values, dtype=f"<{dtype}")
-    return {"type": dtype, "base64": base64.b64encode(array.tobytes()).decode("ascii")}
+def _numpy(column: array) -> np.ndarray:
+    """A copy, since an array that numpy looks at cannot grow; bounds as signed numbers, whose differences may fall."""
+    return np.array(column, dtype=np.int64 if column.typecode == "Q" else None)
+
+
+def _ends(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
 
 
 class _Table:
@@ -166,28 +271,22 @@ class _Table:
 
 
 class _Rows:
-    """Records that become columns, with bounds that close() sets behind each owner's records."""
+    """Records that become columns of float64, which holds every index, count and float32 exactly."""
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[Number, ...]] = []
-        self.bounds = [0]
+    def __init__(self, width: int) -> None:
+        self.columns = [array("d") for _ in range(width)]
 
     def add(self, *cells: Number) -> None:
-        self._rows.append(cells)
-
-    def close(self) -> None:
-        self.bounds.append(len(self._rows))
-
-    def columns(self, width: int) -> list[Sequence[Number]]:
-        return list(zip(*self._rows, strict=True)) if self._rows else [()] * width
+        for column, cell in zip(self.columns, cells, strict=True):
+            column.append(cell)
 
 
 class _Ragged:
     """Lists of different lengths, end to end."""
 
     def __init__(self) -> None:
-        self.flat: list[Number] = []
-        self._bounds = [0]
+        self.flat = array("d")
+        self.bounds = array("Q", [0])
 
     def add(self, values: Iterable[Number]) -> None:
         before = len(self.flat)
@@ -195,29 +294,35 @@ class _Ragged:
         self.count(len(self.flat) - before)
 
     def count(self, length: int) -> None:
-        self._bounds.append(self._bounds[-1] + length)
+        self.bounds.append(self.bounds[-1] + length)
 
-    def offsets(self) -> dict[str, str]:
-        return vector(self._bounds, "u4")
+    def offsets(self) -> dict[str, Any]:
+        return vector(self.bounds, "u4")
 
 
 class _Chips:
     """Lists of (token, value)."""
 
     def __init__(self, tokens: _Table) -> None:
-        self._tokens, self._numbers, self._values = tokens, _Ragged(), _Ragged()
+        self._tokens, self._numbers, self._values = tokens, _Ragged(), array("d")
 
     def add(self, pairs: Iterable[tuple[str, float]]) -> None:
         pairs = list(pairs)
         self._numbers.add(self._tokens.numbers(token for token, _ in pairs))
-        self._values.add(value for _, value in pairs)
+        self._values.extend(value for _, value in pairs)
 
     def columns(self) -> dict[str, object]:
         return {
             "offsets": self._numbers.offsets(),
-            "tokens": vector(self._numbers.flat, "u4"),
-            "values": vector(self._values.flat, "f4"),
+            "tokens": vector(self._numbers.flat, self._tokens.dtype),
+            "values": vector(_rounded(self._values), "f4"),
         }
+
+
+def _rounded(values: Any) -> np.ndarray:
+    """float32 with 12 bits of mantissa, nearest; the bits left out are zero and pack to nothing."""
+    bits = np.array(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
 
 
 def _check(feature: FeatureLike) -> None:

@@ -4,29 +4,58 @@
 (() => {
   const ROW = 30; // height of a list row in px, --row in browser.css
   const ARRAYS = { u2: Uint16Array, u4: Uint32Array, f4: Float32Array };
-  const SEPARATOR = "\u0001"; // between texts that a search must not run across
 
   // ---- data -------------------------------------------------------------------------------------------------------
 
-  function decode({ type, base64 }) {
+  async function decode({ type, base64, packed }) {
     const binary = atob(base64);
-    const bytes = new Uint8Array(binary.length);
+    let bytes = new Uint8Array(binary.length);
     for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+    if (packed) bytes = joined(await inflate(bytes), ARRAYS[type].BYTES_PER_ELEMENT);
     return new ARRAYS[type](bytes.buffer);
   }
+  const inflate = async (bytes) =>
+    new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer());
+  /* Planes of bytes, lowest first, put back together. */
+  function joined(planes, width) {
+    const length = planes.length / width;
+    const bytes = new Uint8Array(planes.length);
+    for (let place = 0; place < width; place++) for (let i = 0; i < length; i++) bytes[i * width + place] = planes[place * length + i];
+    return bytes;
+  }
 
-  function decodeAll(value) {
+  async function decodeAll(value) {
     if (Array.isArray(value) || typeof value !== "object" || value === null) return value;
     if ("base64" in value) return decode(value);
-    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, decodeAll(item)]));
+    const entries = Object.entries(value);
+    const items = await Promise.all(entries.map(([, item]) => decodeAll(item)));
+    return Object.fromEntries(entries.map(([key], i) => [key, items[i]]));
   }
 
   class Features {
-    constructor(payload) {
-      Object.assign(this, decodeAll(payload));
-      this.length = this.index.length;
-      this.rowOf = new Map(Array.from(this.index, (index, row) => [index, row]));
-      this.texts = {};
+    static async read(payload) {
+      const features = new Features();
+      Object.assign(features, await decodeAll(payload));
+      features.length = features.index.length;
+      features.rowOf = new Map(Array.from(features.index, (index, row) => [index, row]));
+      features.lens = features.lensScores();
+      features.orders = {};
+      return features;
+    }
+    /* The most that a feature raises any token's logit, per unit of activation; 0 where no token is recorded. */
+    lensScores() {
+      const { offsets, values } = this.promoted;
+      return Float32Array.from({ length: this.length }, (_, row) => {
+        let most = 0;
+        for (let i = offsets[row]; i < offsets[row + 1]; i++) most = Math.max(most, values[i]);
+        return most;
+      });
+    }
+    /* All rows by a key; ties by index. */
+    order(sort, ascending) {
+      const key = this[sort];
+      const way = ascending ? 1 : -1;
+      return (this.orders[`${sort} ${ascending}`] ??= Uint32Array.from(this.index.keys()).sort((a, b) => way * (key[a] - key[b]) || this.index[a] - this.index[b]));
     }
     chips(side, row) {
       const { offsets, tokens, values } = this[side];
@@ -59,21 +88,46 @@
       }
       return list;
     }
-    /* Lower-case texts of one scope, one string per feature; made at the first search. */
-    searchTexts(scope) {
-      return (this.texts[scope] ??= Array.from({ length: this.length }, (_, row) => this.searchText(scope, row).toLowerCase()));
+    /* Which rows hold `wanted` (lower case), as a flag each. A text is found across neighbouring tokens. Every distinct
+       token is looked at once; windows are then scanned as numbers, and spelled only where a match may begin. */
+    search(scope, wanted) {
+      const found = new Uint8Array(this.length);
+      this.lower ??= this.tokens.map((token) => token.toLowerCase());
+      const kinds = Uint8Array.from(this.lower, (token) => (token.includes(wanted) ? WHOLE : begins(token, wanted) ? BEGIN : 0));
+      if (scope !== "contexts" && scope !== "active") this.searchPromoted(kinds, found);
+      if (scope !== "promoted") this.searchContexts(kinds, found, wanted, scope === "active");
+      return found;
     }
-    searchText(scope, row) {
-      if (scope === "promoted") return this.chips("promoted", row).map(([token]) => token).join(SEPARATOR);
-      let text = "";
-      for (const { window } of this.examplesOf(row)) {
-        if (scope === "contexts") for (const [token] of window) text += token;
-        // Neighbouring active tokens stay together, so that a word of several tokens is found.
-        else for (const [token, value] of window) text += value > 0 ? token : text.endsWith(SEPARATOR) ? "" : SEPARATOR;
-        text += SEPARATOR;
+    searchPromoted(kinds, found) {
+      const { offsets, tokens } = this.promoted;
+      for (let row = 0; row < this.length; row++)
+        for (let i = offsets[row]; i < offsets[row + 1] && !found[row]; i++) found[row] = kinds[tokens[i]] === WHOLE;
+    }
+    searchContexts(kinds, found, wanted, active) {
+      const { offsets, windows, tokens, levels } = this.examples;
+      for (let row = 0; row < this.length; row++) {
+        for (let context = offsets[row]; context < offsets[row + 1] && !found[row]; context++) {
+          const end = windows[context + 1];
+          for (let i = windows[context]; i < end && !found[row]; i++) {
+            const kind = kinds[tokens[i]];
+            if (!kind || (active && !levels[i])) continue;
+            if (kind === WHOLE) found[row] = 1;
+            else {
+              let text = this.lower[tokens[i]];
+              const enough = text.length + wanted.length;
+              for (let j = i + 1; j < end && text.length < enough && !(active && !levels[j]); j++) text += this.lower[tokens[j]];
+              if (text.includes(wanted)) found[row] = 1;
+            }
+          }
+        }
       }
-      return text;
     }
+  }
+  const [WHOLE, BEGIN] = [1, 2];
+  /* Whether a text that goes on after `token` may have begun in it: an end of the token is a beginning of `wanted`. */
+  function begins(token, wanted) {
+    for (let length = Math.min(token.length, wanted.length - 1); length > 0; length--) if (token.endsWith(wanted.slice(0, length))) return true;
+    return false;
   }
 
   // ---- text -------------------------------------------------------------------------------------------------------
@@ -142,8 +196,9 @@
     return span;
   }
 
-  function preview(example, max) {
-    if (!example) return make("span", { class: "preview" });
+  function preview(example, max, promoted) {
+    // Without a context, dead or left off the page, a feature is told by what it promotes.
+    if (!example) return make("span", { class: "preview writes" }, ...promoted.slice(0, 4).map(([token]) => make("bdi", {}, ...shown(token, true))));
     const { window, peak } = example;
     const near = (tokens) => tokens.map((token) => tokenSpan([token[0], 0], { max }));
     const hit = tokenSpan(window[peak], { max });
@@ -200,14 +255,23 @@
 
   // ---- the browser ------------------------------------------------------------------------------------------------
 
-  const SORTS = { index: "Index", density: "Density", max: "Max" };
+  const SORTS = { index: "Index", density: "Density", max: "Max", lens: "Lens" };
+  const EXPLAINED = { lens: "lens score: the most that the feature raises any token's logit, per unit of activation" };
   const SCOPES = { anywhere: "anywhere", active: "tokens it fires on", contexts: "contexts", promoted: "promoted tokens" };
   const FILTERS = { alive: "Alive", dead: "Dead", all: "All" };
 
   class Browser {
-    constructor(root) {
+    static async open(root) {
+      root.setAttribute("aria-busy", "true");
+      const data = document.getElementById(root.dataset.browser);
+      const features = await Features.read(JSON.parse(data.textContent));
+      data.remove(); // its text is as large as the page
+      root.removeAttribute("aria-busy");
+      return new Browser(root, features);
+    }
+    constructor(root, features) {
       this.root = root;
-      this.features = new Features(JSON.parse(document.getElementById(root.dataset.browser).textContent));
+      this.features = features;
       this.state = { query: "", scope: "anywhere", filter: "alive", sort: "max", ascending: false, row: null };
       this.build();
       this.refresh();
@@ -248,6 +312,9 @@
         make("div", { class: "panes" }, make("div", { class: "list" }, columns, this.rows), this.detail),
         this.tip,
       );
+      const { shown: most, recorded } = this.features.sampled;
+      if (most < recorded)
+        this.root.append(make("p", { class: "sampling" }, `Sampled to keep this page small: ${count(most)} of the up to ${count(recorded)} recorded contexts of each feature are here, the strongest and others evenly spaced among the recorded ones. Searches see only these. Densities, histograms and promoted tokens are complete.`));
       new ResizeObserver(() => this.drawRows()).observe(this.rows);
     }
 
@@ -263,23 +330,17 @@
     }
     refresh() {
       const { filter, sort, ascending } = this.state;
-      const { density, index } = this.features;
+      const { density } = this.features;
       const matches = this.matcher();
-      const rows = [];
-      for (let row = 0; row < this.features.length; row++) {
-        if (filter !== "all" && (density[row] > 0) !== (filter === "alive")) continue;
-        if (matches(row)) rows.push(row);
-      }
-      const key = this.features[sort];
-      const way = ascending ? 1 : -1;
-      this.shown = rows.sort((a, b) => way * (key[a] - key[b]) || index[a] - index[b]);
+      this.shown = this.features.order(sort, ascending).filter((row) => (filter === "all" || density[row] > 0 === (filter === "alive")) && matches(row));
       for (const button of this.filters) button.setAttribute("aria-pressed", String(button.dataset.filter === filter));
       for (const button of this.sorts) {
         const on = button.dataset.sort === sort;
         button.setAttribute("aria-pressed", String(on));
         if (on) button.dataset.direction = ascending ? "ascending" : "descending";
         else delete button.dataset.direction;
-        button.title = on ? `sorted, ${button.dataset.direction}; press to turn round` : `sort by ${button.textContent.toLowerCase()}`;
+        const what = EXPLAINED[button.dataset.sort] ?? button.textContent.toLowerCase();
+        button.title = on ? `sorted by ${what}, ${button.dataset.direction}; press to turn round` : `sort by ${what}`;
       }
       this.count.textContent = `${count(this.shown.length)} of ${count(this.features.length)} features`;
       this.spacer.style.height = `${this.shown.length * ROW}px`;
@@ -293,9 +354,8 @@
       const number = /^\s*(#?)(\d+)\s*$/.exec(wanted);
       const exact = number ? Number(number[2]) : null;
       if (number && number[1]) return (row) => this.features.index[row] === exact;
-      const scopes = scope === "anywhere" ? ["promoted", "contexts"] : [scope];
-      const texts = scopes.map((name) => this.features.searchTexts(name));
-      return (row) => this.features.index[row] === exact || texts.some((list) => list[row].includes(wanted));
+      const found = this.features.search(scope, wanted);
+      return (row) => found[row] === 1 || this.features.index[row] === exact;
     }
 
     // -- list
@@ -310,7 +370,7 @@
     }
     option(place) {
       const row = this.shown[place];
-      const { index, density, max } = this.features;
+      const { index, density, max, lens } = this.features;
       const [example] = this.features.examplesOf(row);
       const option = make(
         "div",
@@ -318,7 +378,8 @@
         make("span", { class: "value" }, String(index[row])),
         make("span", { class: "value" }, density[row] > 0 ? percent(density[row]) : "dead"),
         make("span", { class: "value" }, density[row] > 0 ? plainNumber(max[row]) : "–"),
-        preview(example, max[row] || 1),
+        make("span", { class: "value" }, lens[row] > 0 ? lens[row].toFixed(2) : "–"),
+        preview(example, max[row] || 1, this.features.chips("promoted", row)),
       );
       option.style.top = `${place * ROW}px`;
       return option;
@@ -353,12 +414,12 @@
 
     // -- the chosen feature
     drawDetail(row, place) {
-      const { index, density, max, mean, population } = this.features;
+      const { index, density, max, mean, lens, population } = this.features;
       const examples = this.features.examplesOf(row);
       const alive = density[row] > 0;
       const fact = (name, value, note = "") => make("div", {}, make("dt", {}, name), make("dd", {}, value, ...(note ? [make("span", {}, ` ${note}`)] : [])));
       const facts = alive
-        ? [fact("Density", percent(density[row]), `one in ${plainNumber(1 / density[row])} tokens`), fact("Max", plainNumber(max[row])), fact("Mean when active", plainNumber(mean[row]))]
+        ? [fact("Density", percent(density[row]), `one in ${plainNumber(1 / density[row])} tokens`), fact("Max", plainNumber(max[row])), fact("Mean when active", plainNumber(mean[row])), fact("Lens score", lens[row].toFixed(2))]
         : [fact("Density", "0", `never fired on ${population}`)];
       const step = (label, by, off) => make("button", { type: "button", click: () => this.move(by), "aria-label": by < 0 ? "Previous feature" : "Next feature", ...(off ? { disabled: "" } : {}) }, label);
       const link = make("a", { href: `#feature-${index[row]}` }, "Link");
@@ -369,10 +430,12 @@
       this.detail.replaceChildren(head, make("dl", { class: "numbers" }, ...facts), make("div", { class: "logits" }, left, right), ...this.contexts(examples, max[row]));
     }
     contexts(examples, max) {
-      if (!examples.length) return [];
+      const { shown: most, recorded } = this.features.sampled;
+      if (!examples.length) return most ? [] : [make("p", { class: "sign" }, "No contexts on this page: they did not fit into its size.")];
+      const what = most < recorded ? `${count(examples.length)} of up to ${count(recorded)} recorded contexts, the strongest first` : `Contexts of the ${count(examples.length)} strongest activations`;
       const scale = make("span", { class: "scale", "aria-hidden": "true" }, "0", make("i"), plainNumber(max));
       return [
-        make("div", { class: "contexts-head" }, make("h4", {}, `Contexts of the ${count(examples.length)} strongest activations`), scale),
+        make("div", { class: "contexts-head" }, make("h4", {}, what), scale),
         make("ol", { class: "contexts" }, ...examples.map((example) => contextRow(example, max || 1))),
       ];
     }
@@ -419,5 +482,5 @@
     }
   }
 
-  for (const root of document.querySelectorAll("[data-browser]")) new Browser(root);
+  for (const root of document.querySelectorAll("[data-browser]")) Browser.open(root);
 })();
