@@ -20,6 +20,7 @@ from interp.batching import default_token_budget, windows_of
 from interp.budget import search
 from interp.errors import InputError
 from interp.extraction import Extraction
+from interp.pieces import Piece, refuse_other
 from interp.pipeline import Capturing, Runner
 from interp.plan import Exclusions, Selector, make_plan
 from interp.sealing import digest
@@ -56,6 +57,8 @@ class Settings(TypedDict, total=False):
     """Store NaN and infinity instead of raising (False)."""
     append: bool
     """Add rows to a finished store, as a new part of it (False)."""
+    piece: Piece | None
+    """Compute only these shards of the plan; see `interp.pieces`."""
 
 
 def extract(
@@ -93,6 +96,7 @@ def prepare(
     rows_per_shard: int | None = None,
     allow_nonfinite: bool = False,
     append: bool = False,
+    piece: Piece | None = None,
 ) -> "Extraction":
     """Plan an extraction, or find the one in `path`: what it will write, how long it takes, whether it fits.
 
@@ -102,6 +106,9 @@ def prepare(
         raise InputError(f"store_dtype must be one of {', '.join(DTYPES)}, got {store_dtype!r}")
     if rows_per_shard is not None and rows_per_shard < 1:
         raise InputError(f"rows_per_shard must be at least 1, got {rows_per_shard}")
+    if append and piece is not None:
+        raise InputError(f"append and piece {piece} exclude each other: join the pieces, then merge the two stores")
+    refuse_other(Path(path), piece)
     runner, selector, row_shapes, spec = described(
         model, tokens, sites, docs=docs, dtype=store_dtype, max_length=max_length, exclude=exclude, seed=seed
     )
@@ -122,7 +129,7 @@ def prepare(
             sizes["token_budget"] = tried.token_budget
         sizes |= {name: value for name, value in asked.items() if value is not None}
         plan = make_plan(tokens, spec, selector, row_shapes, docs=docs, **sizes)
-    return Extraction(runner, selector, plan, part, found, allow_nonfinite=allow_nonfinite, tried=tried)
+    return Extraction(runner, selector, plan, part, found, allow_nonfinite=allow_nonfinite, tried=tried, piece=piece)
 
 
 def _worth_a_search(model: Capturing, tokens: TokenFile, docs: Sequence[int] | None) -> bool:

@@ -7,20 +7,16 @@ where it is. The first batch of a shard waits until the shard before it is durab
 at most. The wait is short: the disk syncs as it goes, and what is left at the end of a shard is its last 64 MiB.
 """
 
-import importlib.metadata
 import json
 import os
-import platform
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from interp import ledger
@@ -28,17 +24,29 @@ from interp.background import Background
 from interp.budget import Search
 from interp.errors import InputError
 from interp.feeding import Feed
-from interp.manifest import FORMAT, contents, next_doc, part_file, shard_file, version_of
+from interp.finishing import facts_here, seal
+from interp.manifest import FORMAT, part_file, shard_file, version_of
+from interp.pieces import Piece
 from interp.pinned import SLOTS
-from interp.pipeline import Ready, Rows, Runner, assemble, is_out_of_memory, refuse_nonfinite
+from interp.pipeline import Ready, Rows, Runner, assemble, is_out_of_memory, peak_memory, refuse_nonfinite
 from interp.plan import Plan, Selector, describe
 from interp.progress import bar
-from interp.sealing import full_disk, only_writer, write_json
+from interp.sealing import full_disk, only_writer
 from interp.shards import ShardWriter, raw
 from interp.stages import Stages
 from interp.store import ActivationStore
 
 _MOST_THREADS = 4
+SPOOLED = 4
+"""Shards in a folder from which each goes elsewhere: one under way, one being sent, two waiting."""
+Entry = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """Where shards are written, and what is told of each that is durable there."""
+
+    folder: Path
+    record: Callable[[int, Entry], None]
 
 
 class Extraction:
@@ -54,13 +62,18 @@ class Extraction:
         *,
         allow_nonfinite: bool,
         tried: Search | None = None,
+        piece: Piece | None = None,
     ) -> None:
         self.runner, self.selector, self.plan, self.part, self.found = runner, selector, plan, part, found
         self.path, self.allow_nonfinite = found.folder, allow_nonfinite
         self.first_shard = found.first_shard(part)
         self.shards = range(self.first_shard, self.first_shard + len(plan.shard_rows))
         self.finished = found.finished(self.shards)
-        self.stages, self.tried = Stages(), tried
+        self.stages, self.tried, self.piece = Stages(), tried, piece
+        self.own = range(len(plan.shard_rows)) if piece is None else piece.shards(len(plan.shard_rows))
+        self.keep: Callable[[int, Entry], None] | None = None
+        """Takes every finished shard elsewhere; the folder is then but a spool."""
+        self.facts = facts_here(len(selector.tokens))
         self._first: Rows | None = None
         self._sink: ShardWriter | None = None
         self._planned = False
@@ -68,7 +81,7 @@ class Extraction:
     @property
     def missing(self) -> list[int]:
         """The shards to compute, counted within this part."""
-        return [number - self.first_shard for number in self.shards if number not in self.finished]
+        return [shard for shard in self.own if self.first_shard + shard not in self.finished]
 
     @property
     def bytes_left(self) -> int:
@@ -89,11 +102,16 @@ class Extraction:
             sizes = self.plan.buckets.padded
             left = sum(int(sizes[batches.start : batches.stop].sum()) for batches in map(self.plan.batches_of, missing))
             seconds = (time.perf_counter() - begun) * left / int(sizes[self._first.number])
-        text = describe(self.plan, folder, bytes_left=self.bytes_left, seconds=seconds, memory=_peak_memory())
+        text = describe(self.plan, folder, bytes_left=self.bytes_left, seconds=seconds, memory=peak_memory())
         return text if self.tried is None else f"{text}\ntried       {self.tried}"
 
     def run(self, *, progress: bool | None = None) -> ActivationStore:
         """Compute what is missing, seal the store, open it. `progress=None` shows a bar, `False` none."""
+        self.fill(progress=progress)
+        return ActivationStore.open(self.path)
+
+    def fill(self, *, progress: bool | None = None) -> None:
+        """Compute what is missing, and seal the store if this is the whole of it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with only_writer(self.path):
             if ledger.Progress.of(self.path).entries != self.found.entries:
@@ -102,49 +120,60 @@ class Extraction:
             if self.missing or not sealed:
                 self._check_space()
                 ledger.clean(self.path)
-                self._save_plan()
+                self.save_plan()
                 try:
-                    self._extract(progress)
-                    self._seal()
+                    ledger.rewrite(self.path, self.finished)
+                    self.compute(self.missing, Target(self.path, self._record), progress=progress)
+                    if self.piece is None:
+                        self._seal()
                 except OSError as error:
                     kept = f"All {len(self.finished)} finished shards are kept."
                     raise full_disk(error, self.path, needed=self.bytes_left, kept=kept) or error from error
-            ledger.close(self.path)
-        return ActivationStore.open(self.path)
+            if self.piece is None:
+                ledger.close(self.path)
+
+    def _record(self, number: int, entry: Entry) -> None:
+        ledger.record(self.path, number, entry)
+        self.finished[number] = entry
+        if self.keep is not None:
+            self.keep(number, entry)
 
     def _begin(self) -> None:
         self.runner.begin(int(self.plan.buckets.padded.max()))
 
-    def _save_plan(self) -> None:
+    def save_plan(self) -> None:
+        """Write the plan, and which piece of it this is, where they are not yet."""
         known = self.part < len(self.found.plans)
         if not known or self.plan.splits != self.found.plans[self.part].splits:
             self.plan.save(self.path / part_file(self.part))
+        if self.piece is not None:
+            self.piece.save(self.path, self.facts)
         self._planned = True
 
     def _check_space(self) -> None:
-        free = shutil.disk_usage(self.path).free
-        if self.bytes_left > free:
+        free, needed = shutil.disk_usage(self.path).free, self.bytes_left
+        if self.keep is not None:
+            needed = min(needed, SPOOLED * int(self.plan.shard_rows.max()) * self.plan.layout.row_bytes)
+        if needed > free:
             raise InputError(
-                f"{self.path} needs {self.bytes_left / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free: make "
+                f"{self.path} needs {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free: make "
                 "room, give a path on another disk, or extract fewer documents or sites"
             )
 
-    def _extract(self, progress: bool | None) -> None:
-        ledger.rewrite(self.path, self.finished)
-        missing = self.missing
-        lengths = self.plan.buckets.windows.length
-        left = sum(int(lengths[self._windows(shard)].sum()) for shard in missing)
+    def compute(self, missing: list[int], target: Target, *, progress: bool | None = None) -> None:
+        """Compute these shards, whatever else is there, one after the other."""
+        total, left = self._tokens(self.own), self._tokens(missing)
         self._begin()
         try:
             with (
-                bar(self.plan.n_tokens, "extract", done=self.plan.n_tokens - left, show=progress) as meter,
+                bar(total, "extract", done=total - left, show=progress) as meter,
                 ThreadPoolExecutor(_threads(), thread_name_prefix="spread") as pool,
                 Background("hash", "disk", depth=SLOTS) as writers,
                 Feed(self._assemble) as feed,
             ):
                 feed.start(self._numbers(missing))
                 for place in range(len(missing)):
-                    self._extract_shard(missing[place:], feed, writers, pool.map, meter.update)
+                    self._extract_shard(missing[place:], target, feed, writers, pool.map, meter.update)
         finally:
             if self._sink is not None:
                 self._sink.abandon()
@@ -152,12 +181,13 @@ class Extraction:
     def _extract_shard(
         self,
         missing: list[int],
+        target: Target,
         feed: Feed[Ready],
         writers: Background,
         spread: Callable[..., Iterable[Any]],
         update: Callable[[int], Any],
     ) -> None:
-        """The first of the `missing` shards, from its first batch to its entry in the ledger."""
+        """The first of the `missing` shards, from its first batch to its record."""
         number = self.first_shard + missing[0]
         metadata = {
             "format": FORMAT,
@@ -165,14 +195,12 @@ class Extraction:
             "spec": json.dumps(asdict(self.plan.spec)),
         }
         rows = int(self.plan.shard_rows[missing[0]])
-        sink = ShardWriter(self.path / shard_file(number), self.plan.layout, rows, metadata, spread=spread)
+        sink = ShardWriter(target.folder / shard_file(number), self.plan.layout, rows, metadata, spread=spread)
         self._sink = sink
 
         def finish() -> None:
             with self.stages.timed("disk"):
-                entry = sink.seal()
-                ledger.record(self.path, number, entry)
-            self.finished[number] = entry
+                target.record(number, sink.seal())
 
         for computed in self._computed(missing, feed):
             with self.stages.timed("stall"):
@@ -183,9 +211,10 @@ class Extraction:
             writers.do(None, finish)
             writers.drain()  # the next shard begins when this one cannot be lost any more
 
-    def _windows(self, shard: int) -> slice:
-        ends = self.plan.shard_windows
-        return slice(int(ends[shard - 1]) if shard else 0, int(ends[shard]))
+    def _tokens(self, shards: Iterable[int]) -> int:
+        """Tokens fed for these shards."""
+        ends, before = self.plan.shard_windows, [0, *self.plan.buckets.windows.length.cumsum().tolist()]
+        return sum(before[ends[shard]] - (before[ends[shard - 1]] if shard else 0) for shard in shards)
 
     def _steps(self, sink: ShardWriter, rows: Rows) -> tuple[Callable[[], None], Callable[[], None]]:
         """What the two writing threads do with the rows of a batch."""
@@ -257,44 +286,9 @@ class Extraction:
 
     def _seal(self) -> None:
         """Write the manifest: from here on the store is whole."""
-        plan, manifest = self.plan, self.found.manifest or {"parts": [], "shards": []}
-        entries = dict(enumerate(manifest["shards"])) | self.finished
-        others = [part for number, part in enumerate(manifest["parts"]) if number != self.part]
-        part = {
-            "plan": part_file(self.part),
-            "spec": asdict(plan.spec),
-            "rows": plan.rows,
-            "shards": len(plan.shard_rows),
-            "first_doc": next_doc(others[: self.part], str(plan.spec.tokens)),
-            "file_documents": len(self.selector.tokens),
-            "documents": len(np.unique(plan.buckets.windows.doc)),
-            "tokens": plan.n_tokens,
-            "excluded": plan.excluded,
-            "padding_waste": round(plan.buckets.waste, 6),
-            "splits": len(plan.splits),
-            "versions": _versions(),
-        }
-        parts = [*others[: self.part], part, *others[self.part :]]
-        shards = [entry for _, entry in sorted(entries.items())]
-        content = contents(plan.row_shapes, plan.layout.dtype, parts, shards)
-        write_json(self.path / "manifest.json", content)
+        seal(self.path, self.plan, self.part, self.found.manifest, self.finished, self.facts)
 
 
 def _threads() -> int:
     """For hashing and writing several tensors at once: few, the model needs the cores more."""
     return max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 4))
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("midlens", "torch", "transformers", "numpy", "safetensors"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _peak_memory() -> int:
-    """The most this process has held so far, on the GPU if it computes there: model and first batch included."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)

@@ -6,6 +6,8 @@ Nothing here waits for the device. On a GPU rows leave through pinned memory on 
 whoever writes them waits for their arrival, while the next batches are already running.
 """
 
+import platform
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -208,3 +210,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         phrase in text for phrase in ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
     )
+
+
+def peak_memory() -> int:
+    """The most this process has held so far, on the GPU if it computes there: model and first batch included."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
