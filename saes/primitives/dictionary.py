@@ -1,0 +1,142 @@
+"""The dictionary of a run: an SAE by folder, preset or hub name, what steering must know of it, an untrained twin.
+
+    sae = given_sae("llama_scope:l15r_32x", model, site)      # SAELens's spelling of a preset's name is understood
+    facts = site_facts(model, sae, texts, site)               # mean norm, active features, firing rates, on plain text
+    twin = untrained_like(sae, l0=facts.l0)                   # same shape and sparsity, random rows
+
+`untrained_like` has unit rows drawn at random, in the encoder as in the decoder, the trained SAE's centre, and as many
+active features a token: what a rule finds in it, it finds without anything having been learnt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.chat import to_tokens
+from interp.errors import InputError
+from interp.model import HookedModel
+from interp.sites import Site
+from interp.tensorfile import read_tensors, write_tensors
+from saes.belongs import check_belongs, places_of
+from saes.config import SAEConfig
+from saes.interop import load_sae
+from saes.presets import SAE_PRESETS, SAEPreset
+from saes.sae import SAE
+
+ALIASES: dict[str, str] = {
+    **{f"{release}:l15r_32x": "llama-scope-l15r-32x" for release in ("llama_scope", "llama_scope_lxr_32x")},
+    **{
+        f"{release}:layer_20/width_131k/average_l0_81": "gemma-scope-9b-it-l20-131k"
+        for release in ("gemma_scope", "gemma-scope-9b-it-res")
+    },
+}
+"""SAELens's `release:id` for the presets, and the short forms of the releases' names."""
+MASSIVE = 10.0
+"""Rows longer than this many times the median are left out, as in training."""
+
+
+def sae_preset(name: str) -> SAEPreset | None:
+    """The preset that a name or alias stands for; an unknown id of a known release is refused with what there is."""
+    if (found := ALIASES.get(name, name)) in SAE_PRESETS:
+        return SAE_PRESETS[found]
+    release = name.partition(":")[0]
+    known = [alias for alias in ALIASES if alias.partition(":")[0] == release]
+    if known and ":" in name:
+        raise InputError(f"there is no preset for {name!r}; of {release} there is {', '.join(known)}")
+    return None
+
+
+def given_sae(name: str, model: HookedModel, site: Site | None) -> SAE:
+    """Load an SAE and refuse it unless it belongs to the model, at the site (by default the SAE's own)."""
+    preset = sae_preset(name)
+    sae = load_sae(preset.name if preset else name, device=model.device)
+    (place,) = places_of(sae, site=site).reads
+    check_belongs(sae, model=_belonging(model, preset), site=place, d=model.cfg.d_model)
+    return sae
+
+
+def _belonging(model: HookedModel, preset: SAEPreset | None) -> HookedModel | str | None:
+    """The model, unless a preset says that its SAE, trained on a base model, is meant for this one."""
+    used = model.preset is not None and preset is not None and model.preset.name == preset.model
+    return None if used else model
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """Of ordinary tokens of plain text, at the site."""
+
+    mean_norm: float
+    l0: float
+    """Mean number of active features."""
+    n_tokens: int
+    density: Float[Tensor, " f"]
+    """How often each feature fires, per token."""
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        facts = {"mean_norm": self.mean_norm, "l0": self.l0, "n_tokens": self.n_tokens}
+        write_tensors(path, {"density": self.density}, facts)
+
+    @classmethod
+    def load(cls, path: Path) -> "SiteFacts":
+        """What `save` wrote."""
+        tensors, facts = read_tensors(path, "file of facts about a site")
+        return cls(facts["mean_norm"], facts["l0"], facts["n_tokens"], tensors["density"])
+
+
+@torch.no_grad()
+def site_facts(
+    model: HookedModel, sae: SAE, texts: Sequence[str], site: Site, *, max_length: int = 128, batch: int = 16
+) -> SiteFacts:
+    """Norms and firing of all but first, special and massive tokens."""
+    if not texts:
+        raise InputError("the facts of a site need one text or more")
+    bos = bool(model.preset and model.preset.prepend_bos)
+    special = torch.tensor(model.tokenizer.all_special_ids)
+    parts = []
+    for start in range(0, len(texts), batch):
+        coded = to_tokens(model.tokenizer, list(texts[start : start + batch]), prepend_bos=bos)
+        lengths = coded.lengths.clamp(max=max_length)
+        tokens = coded.tokens[:, : int(lengths.max())]
+        place = torch.arange(tokens.shape[1])
+        kept = (place > 0) & (place < lengths[:, None]) & ~torch.isin(tokens, special.to(tokens.dtype))
+        found = model.capture(tokens.to(model.device), [site], lengths=lengths.to(model.device))[site]
+        parts.append(found[kept.to(model.device)].float())
+    x = torch.cat(parts)
+    norms = x.norm(dim=1)
+    if len(x) == 0 or not bool(norms.isfinite().all()):
+        raise InputError(f"{len(x)} ordinary tokens at {site}, all finite: {bool(norms.isfinite().all())}; expected "
+                         "some, all of them finite")  # fmt: skip
+    x = x[norms <= MASSIVE * norms.median()]
+    counts = torch.zeros(sae.config.d_sae)
+    for rows in x.split(1_024):
+        counts += torch.bincount(sae.encode(rows).indices.cpu(), minlength=sae.config.d_sae)
+    n = len(x)
+    return SiteFacts(float(x.norm(dim=1).double().mean()), float(counts.sum()) / n, n, counts / n)
+
+
+def untrained_like(sae: SAE, *, l0: float, seed: int = 0) -> SAE:
+    """An SAE of the same shape that has learnt nothing; see the module's docstring."""
+    config, generator = sae.config, torch.Generator().manual_seed(seed)
+    rows = torch.randn(config.d_sae, config.d_in, generator=generator)
+    rows /= rows.norm(dim=1, keepdim=True)
+    known = {key: config.metadata[key] for key in ("model_name", "hook_name") if key in config.metadata}
+    shape = SAEConfig(
+        d_in=config.d_in,
+        d_sae=config.d_sae,
+        architecture="topk",
+        k=min(config.d_sae, max(1, round(l0))),
+        metadata=known,
+    )
+    twin = SAE.of_weights(
+        shape,
+        W_enc=rows.T,
+        W_dec=rows,
+        b_enc=torch.zeros(config.d_sae),
+        b_dec=sae.b_dec.detach().float().cpu(),
+    )
+    return twin.to(sae.b_dec.device)
