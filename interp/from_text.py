@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from interp.corpus import read_corpus, split
+from interp.corpus import Corpus, read_corpus, split
 from interp.errors import InputError
-from interp.extract import StoreDtype, extract
+from interp.extract import Settings, StoreDtype, extract, prepare
 from interp.loading import parse_dtype
 from interp.model import HookedModel
+from interp.pieces import Piece
 from interp.plan import Exclusions
 from interp.presets import PRESETS
+from interp.sealing import in_turn
 from interp.sites import Site
 from interp.store import ActivationStore
 from interp.stream import BUFFER_BYTES, ActivationStream
@@ -83,21 +85,43 @@ def extract_text(
 ) -> ActivationStore:
     """Load, tokenise, extract; calling again goes on. `announce` gets the plan in words."""
     sites = config.parsed_sites()
-    model, tokens = open_text(config, config.tokens or out.with_name(out.name + ".tokens"))
-    return extract(
-        model,
-        tokens,
-        sites,
-        out,
-        max_length=config.max_length,
-        token_budget=config.token_budget,
-        store_dtype=config.store_dtype,
-        seed=config.seed,
-        exclude=_exclusions(config),
-        append=config.append,
-        announce=announce,
-        progress=progress,
-    )
+    model, tokens = open_text(config, token_folder(config, out))
+    return extract(model, tokens, sites, out, announce=announce, progress=progress, **extract_settings(config))
+
+
+def extract_piece(
+    config: ExtractConfig,
+    piece: Piece,
+    out: Path,
+    *,
+    announce: Callable[[str], None] | None = None,
+    progress: bool | None = None,
+) -> Path:
+    """`extract_text`, but one piece of it only, into the folder returned, beside `out`; `interp.joining` joins them."""
+    sites, folder = config.parsed_sites(), piece.folder(out)
+    model, tokens = open_text(config, token_folder(config, out))
+    extraction = prepare(model, tokens, sites, folder, piece=piece, **extract_settings(config))
+    if announce is not None:
+        announce(extraction.describe())
+    extraction.fill(progress=progress)
+    return folder
+
+
+def extract_settings(config: ExtractConfig) -> Settings:
+    """Those of the options that `extract` takes."""
+    return {
+        "max_length": config.max_length,
+        "token_budget": config.token_budget,
+        "store_dtype": config.store_dtype,
+        "seed": config.seed,
+        "exclude": _exclusions(config),
+        "append": config.append,
+    }
+
+
+def token_folder(config: ExtractConfig, out: Path) -> Path:
+    """Where the token file of the store `out` lies."""
+    return config.tokens or out.with_name(out.name + ".tokens")
 
 
 def stream_text(
@@ -120,7 +144,7 @@ def stream_text(
         max_length=config.max_length,
         token_budget=config.token_budget,
         dtype=config.store_dtype,
-        exclude=_exclusions(config),
+        exclude=exclusions(config),
         buffer_bytes=buffer_bytes,
     )
 
@@ -129,9 +153,7 @@ def open_text(
     config: ExtractConfig, folder: Path, *, model: HookedModel | None = None
 ) -> tuple[HookedModel, TokenFile]:
     """The model, up to the last site unless it is given, and the token file of the corpus, made if it is not there."""
-    corpus = read_corpus(config.corpus)
-    if config.part != "all":
-        corpus = dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
+    corpus = read_text(config)
     if model is None:
         last = max(config.parsed_sites())
         dtype = parse_dtype(config.dtype)
@@ -139,9 +161,20 @@ def open_text(
     bos = config.prepend_bos
     if bos is None:
         bos = model.preset.prepend_bos if model.preset is not None else False
-    tokens = tokenize(corpus, model.tokenizer, folder, prepend_bos=bos, max_tokens=config.max_tokens)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with in_turn(folder.parent):  # pieces of one extraction share a token file
+        tokens = tokenize(corpus, model.tokenizer, folder, prepend_bos=bos, max_tokens=config.max_tokens)
     return model, tokens
 
 
-def _exclusions(config: ExtractConfig) -> Exclusions:
+def read_text(config: ExtractConfig) -> Corpus:
+    """The corpus, or the side of it that was asked for."""
+    corpus = read_corpus(config.corpus)
+    if config.part == "all":
+        return corpus
+    return dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
+
+
+def exclusions(config: ExtractConfig) -> Exclusions:
+    """Which rows stay out of the store."""
     return Exclusions(not config.keep_first, not config.keep_special, not config.keep_template)

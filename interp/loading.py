@@ -118,6 +118,20 @@ def load_hf(
     return Loaded(hf.to(where).eval(), tokenizer, str(name), revision, preset, n_layers)
 
 
+def sketch_hf(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
+    """The whole model on the meta device, with its tokenizer: shapes without numbers, from the config alone."""
+    from transformers import AutoModelForCausalLM
+
+    preset = PRESETS.get(str(name))
+    source = _resolve(str(name), preset)
+    folder = source.folder or fetch(str(source.hub_id))
+    config = _read_config(folder, str(name))
+    with quiet_transformers(), torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    revision = source.revision if source.hub_id is None else folder.name
+    return Loaded(hf.eval(), _load_tokenizer(folder), str(name), revision, preset, config.num_hidden_layers)
+
+
 def layers_needed(site: Site, n_layers: int) -> int:
     """How many blocks a run up to this site needs: N for resid_pre.N, N+1 inside block N, none for embed."""
     if site.layer is None:

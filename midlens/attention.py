@@ -1,5 +1,6 @@
 """`midlens attention survey`, `surgery`, `train`, `cascade`: routing and filtering of attention."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -30,6 +31,12 @@ class Survey(SurveyConfig, Planned):
     """Folder of the survey."""
     results: tuple[Path, ...] = ()
     """Files of surgery and of trained twins to show on the page as well."""
+
+    def plan(self) -> Mapping[str, object]:
+        """The models and what would be measured; no weight is loaded."""
+        from interp.study_outline import survey_outline
+
+        return survey_outline(self.models, self.out, self.settings(SurveyConfig))
 
     def run(self) -> int:
         """Measure; the path of the summary, a JSON file, is the last line."""

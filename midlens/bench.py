@@ -1,5 +1,6 @@
 """`midlens bench`: how near this machine's limit extraction and SAE steps run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +19,12 @@ class Bench(BenchConfig, Planned):
 
     out: Path | None = None
     """Append a JSON line per measurement to this file."""
+
+    def plan(self) -> Mapping[str, object]:
+        """What would be measured."""
+        from saes.outline import bench_outline
+
+        return bench_outline(self.settings(BenchConfig), self.out)
 
     def run(self) -> int:
         """Print each figure as soon as it is measured, and all of them in the end."""

@@ -131,11 +131,18 @@ def outlined(plan: Mapping[str, object]) -> int:
     if (script := _script.get()) is not None:
         _write(script, {"command": script.command, "status": 0, "dry_run": True, "plan": plan})
         return 0
-    width = max((len(name) for name in plan), default=0) + 2
-    for name, value in plan.items():
-        first, *rest = str(value).splitlines() or [""]
-        say(name.ljust(width) + first + "".join("\n" + " " * width + line for line in rest))
+    say("\n".join(_outline(plan)))
     return 0
+
+
+def _outline(plan: Mapping[str, object], indent: str = "") -> Iterator[str]:
+    width = max((len(name) for name, value in plan.items() if not isinstance(value, Mapping)), default=0) + 2
+    for name, value in plan.items():
+        if isinstance(value, Mapping):
+            yield indent + name
+            yield from _outline(value, indent + "  ")
+        else:
+            yield f"{indent}{name.ljust(width)}{f'{value:,}' if isinstance(value, int | float) else value}"
 
 
 def _write(script: _Script, value: Mapping[str, Any]) -> None:

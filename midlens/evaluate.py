@@ -1,5 +1,6 @@
 """`midlens evaluate`: how good an SAE is on held-out activations and on the text they came from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -51,6 +52,14 @@ class Evaluate(Planned):
     """Where model and SAE run: cpu, cuda, ...; by default a GPU where there is one."""
     seed: int = 0
     """Chooses the text behind CE and KL, the words, and the split into training and test texts."""
+
+    def plan(self) -> Mapping[str, object]:
+        """What would be measured; only the store is opened."""
+        from saes.outline import evaluation_outline
+
+        asked = {"absorption": self.absorption, "geometry": self.geometry, "against": self.against}
+        parts = [*self.probing, *(name for name, value in asked.items() if value)]
+        return evaluation_outline(self.sae, self.store, self.model, self.loss_tokens, parts, self.out)
 
     def run(self) -> int:
         """Evaluate and print the figures."""

@@ -1,5 +1,6 @@
 """`midlens extract`: text through a model, activations to disk."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +20,12 @@ class Extract(ExtractConfig, Planned):
 
     out: Path
     """Folder of the activation store."""
+
+    def plan(self) -> Mapping[str, object]:
+        """What would be extracted, from the model's config and the text."""
+        from interp.outline import extraction_outline
+
+        return extraction_outline(self.settings(ExtractConfig), self.out)
 
     def run(self) -> int:
         """Print the plan, extract, say where."""

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from interp.extract import StoreDtype
 from interp.from_text import ExtractConfig, Part
+from interp.sites import Site
 from midlens.console import Planned, say
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
+    from saes.outline import OutlinedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,28 +59,33 @@ class RowsOptions(Planned):
     def rows(self, batch_size: int, seed: int, *, model: "HookedModel | None" = None) -> tuple[Any, Any]:
         """The rows and the site or sites to train on. A stream says how it mixes; `model` saves it from loading one."""
         from interp.errors import InputError
-        from interp.sites import Site
         from interp.store import ActivationStore
 
         named = [str(site) for site in Site.parse_all(self.site)]
         if self.store is None:
             if self.model is None:
                 raise InputError("say where the rows come from: --store, or --model (and --corpus) to stream them")
-            return self._stream(named, batch_size, seed, model)
+            return self._stream(batch_size, seed, model)
         store = ActivationStore.open(self.store)
         if not named and len(store.sites) > 1:
             raise InputError(f"{self.store} holds {', '.join(map(str, store.sites))}; say which with --site")
         named = named or [str(site) for site in store.sites]
         return store, named[0] if len(named) == 1 else named
 
-    def _stream(self, named: list[str], batch_size: int, seed: int, model: Any) -> tuple[Any, Any]:
-        from interp.from_text import stream_text
-        from interp.mixing import mixing
+    def outlined_rows(self) -> "OutlinedRows":
+        """What `rows` would give, without a weight of the model."""
+        from saes.outline import rows_outline
 
+        if self.store is None and self.model is None:
+            self.rows(1, 0)  # says what is lacking
+        return rows_outline(self.store, self.site, self.site_out, self._text, self.out)
+
+    def _text(self) -> ExtractConfig:
+        """The options of a stream; without a site, the preset's own."""
         assert self.model is not None
         config = ExtractConfig(
             model=self.model,
-            sites=tuple(named),
+            sites=tuple(str(site) for site in Site.parse_all(self.site)),
             corpus=self.corpus,
             part=self.part,
             max_tokens=self.max_tokens,
@@ -88,7 +95,14 @@ class RowsOptions(Planned):
             store_dtype=self.row_dtype,
             device=self.chosen_device(),
         )
-        named = [str(site) for site in config.parsed_sites()]  # without any, the preset's own
+        return replace(config, sites=tuple(map(str, config.parsed_sites())))
+
+    def _stream(self, batch_size: int, seed: int, model: Any) -> tuple[Any, Any]:
+        from interp.from_text import stream_text
+        from interp.mixing import mixing
+
+        config = self._text()
+        named = list(config.sites)
         config = replace(config, sites=(*named, *([self.site_out] if self.site_out else [])))
         folder = self.out.with_name(self.out.name + ".tokens")
         stream = stream_text(config, folder, buffer_bytes=round(self.buffer_gib * 2**30), model=model)

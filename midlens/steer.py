@@ -1,5 +1,6 @@
 """`midlens steer fit`, `apply`, `evaluate`, `fold`: affine steering from contrasting texts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -25,6 +26,12 @@ class Fit(FitConfig, Planned):
     """A preset, a hub id, a local folder or a .gguf file."""
     out: Path
     """Folder of the steering."""
+
+    def plan(self) -> Mapping[str, object]:
+        """The sites and the texts; no weight is loaded."""
+        from interp.study_outline import fit_outline
+
+        return fit_outline(self.model, self.settings(FitConfig), self.out)
 
     def run(self) -> int:
         """Fit; the folder is the last line."""
@@ -85,6 +92,12 @@ class Evaluate(EvaluateConfig, Planned):
     """Folder of the evaluation."""
     force: bool = False
     """Also evaluate on a model with other weights."""
+
+    def plan(self) -> Mapping[str, object]:
+        """What would be generated and measured; no weight of the model is loaded."""
+        from interp.study_outline import evaluate_outline
+
+        return evaluate_outline(self.model, self.steerings, self.settings(EvaluateConfig), self.out)
 
     def run(self) -> int:
         """Measure; the path of the figures, a JSON file, is the last line."""

@@ -1,5 +1,6 @@
 """`midlens sudoku generate`, `train`, `probe`, `intervene`, `circuit`, `report`, `demo`: a solver's world model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -155,6 +156,12 @@ class Demo(DemoConfig, Planned):
 
     out: Path
     """Folder of the demonstration."""
+
+    def plan(self) -> Mapping[str, object]:
+        """What is there and what is missing."""
+        from interp.study_outline import demo_outline
+
+        return demo_outline(self.out, self.settings(DemoConfig))
 
     def run(self) -> int:
         """All of it; the path of the page is the last line."""

@@ -1,5 +1,6 @@
 """`midlens sweep`: many SAEs from one read of a store, or one pass of a model, and their Pareto plot."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +48,14 @@ class Sweep(RowsOptions):
     """The token file that the held-out store was made from: delta CE and KL are measured on it."""
     loss_tokens: int = 8_000
     """Predicted tokens behind delta CE and KL; N SAEs cost N + 2 runs of the whole model for each."""
+
+    def plan(self) -> Mapping[str, object]:
+        """The members, the rows and what they take; no weight is loaded."""
+        from saes.outline import sweep_outline
+
+        found = self.outlined_rows()
+        trained = sweep_outline(self._members(), found.shape, found.rows, self.out, device=self.device)
+        return {**found.plan, **trained}
 
     def run(self) -> int:
         """Train, evaluate, print the table and where the page is."""

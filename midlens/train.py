@@ -1,5 +1,6 @@
 """`midlens train`: an SAE from an activation store, or straight from a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,14 @@ class Train(RowsOptions, TrainConfig):
 
     example: ClassVar[str] = "midlens train --store runs/store --architecture batchtopk --k 32 --out runs/sae"
     figures: ClassVar[str] = "architecture, d_in, d_sae, rows"
+
+    def plan(self) -> Mapping[str, object]:
+        """The rows, the steps and what they take; no weight is loaded."""
+        from saes.outline import training_outline
+
+        found = self.outlined_rows()
+        trained = training_outline(self.settings(TrainConfig), found.shape, found.rows, self.out, device=self.device)
+        return {**found.plan, **trained}
 
     def run(self) -> int:
         """Train, save, say where."""

@@ -77,18 +77,22 @@ class DiscoverConfig:
     seed: int = 0
     """Orders, initialisation and samples follow from it."""
 
+    def recipe(self) -> TrainConfig:
+        """How the SAE is trained."""
+        return TrainConfig(
+            architecture=self.architecture,
+            expansion=self.expansion,
+            k=self.k,
+            sparsity=self.sparsity,
+            epochs=self.epochs,
+            seed=self.seed,
+        )
+
 
 def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
     out, say = config.out, say or (lambda line: None)
-    recipe = TrainConfig(
-        architecture=config.architecture,
-        expansion=config.expansion,
-        k=config.k,
-        sparsity=config.sparsity,
-        epochs=config.epochs,
-        seed=config.seed,
-    )
+    recipe = config.recipe()
     _claim(config)
     stages = Stages(out / "timings.json", say)
     with stages.stage("model", config.model):
