@@ -1,7 +1,7 @@
 """The stages of a long run: what each does, against which budget, and what it took; kept over interruptions."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,15 +22,15 @@ BUDGET = {
 class Stages:
     """Announces stages and times them. A stage that is called again after an interruption adds to its time."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self.path, self.say = path, say
+    def __init__(self, path: Path, say: Callable[[str], None], *, budget: Mapping[str, float] = BUDGET) -> None:
+        self.path, self.say, self.budget = path, say, budget
         self.seconds: dict[str, float] = read_json(path, "run") if path.exists() else {}
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """One stage: a line before it, its seconds after it, interrupted or not."""
-        number = list(BUDGET).index(name) + 1
-        self.say(f"[{number}/{len(BUDGET)}] {name}: {what} (budget {BUDGET[name]} s)")
+        number = list(self.budget).index(name) + 1
+        self.say(f"[{number}/{len(self.budget)}] {name}: {what} (budget {self.budget[name]:.0f} s)")
         start = time.perf_counter()
         try:
             yield
@@ -42,4 +42,4 @@ class Stages:
 
     def close(self) -> None:
         """Say what the whole run took beside its budget."""
-        self.say(f"{sum(self.seconds.values()):.0f} s in all (budget {sum(BUDGET.values())} s)")
+        self.say(f"{sum(self.seconds.values()):.0f} s in all (budget {sum(self.budget.values()):.0f} s)")

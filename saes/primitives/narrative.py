@@ -24,6 +24,7 @@ from interp.model import HookedModel
 from interp.sealing import differences, read_json, write_json, write_sealed
 from interp.steering.generation import Writing, generate_texts
 from interp.steering.prompts import Prompt
+from saes.primitives.categories import Categories
 from saes.primitives.data import person_pairs, scenes, show_tell, story_openings, technique_pairs
 
 BATCH = 16
@@ -41,12 +42,16 @@ class TextFiles:
     openings: Path | None = None
 
 
-def own_documents(files: TextFiles | None = None) -> tuple[Document, ...]:
-    """Every hand-written text as a document: scenes, both sides of the pairs, openings."""
+def own_documents(files: TextFiles | None = None, *, emotions: Categories | None = None) -> tuple[Document, ...]:
+    """Every hand-written text as a document: scenes, both sides of the pairs, openings.
+
+    `emotions` are those that files of one's own label their texts with.
+    """
     f = files or TextFiles()
+    shown = show_tell(f.show_tell, emotions=emotions if f.show_tell else None)
     texts = {
-        "scene": [s.text for s in scenes(f.scenes)],
-        "show": [side for pair in show_tell(f.show_tell) for side in (pair.show, pair.tell)],
+        "scene": [s.text for s in scenes(f.scenes, emotions=emotions if f.scenes else None)],
+        "show": [side for pair in shown for side in (pair.show, pair.tell)],
         "technique": [side for pair in technique_pairs(f.technique_pairs) for side in (pair.marked, pair.plain)],
         "person": [side for pair in person_pairs(f.person_pairs) for side in (pair.first, pair.third)],
         "opening": list(story_openings(f.openings)),
