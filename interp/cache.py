@@ -7,10 +7,14 @@ from pathlib import Path
 from interp.sealing import publish
 
 
+def cache_path() -> Path:
+    """`$XDG_CACHE_HOME/midlens` (`~/.cache/midlens` by default), whether it is there or not."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "midlens"
+
+
 def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/midlens` (`~/.cache/midlens` by default), created if absent."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = Path(base).expanduser() / "midlens"
+    """`cache_path()`, created if absent."""
+    path = cache_path()
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -112,10 +112,11 @@ def demo_outline(out: Path, config: DemoConfig) -> Mapping[str, object]:
     names = ["probes"] + [f"{p}-seed{s}" for s in config.seeds for p in ("circuit", "interventions", "solving")]
     done = [name for name in names if (out / "results" / f"{name}.json").exists()]
     return {
-        "models": f"{len(config.seeds)} of the preset {config.preset}, {steps:,} steps each, {config.workers} at a time",
+        "models": f"{len(config.seeds)} of preset {config.preset}, {steps:,} steps each, {config.workers} at a time",
         "there": f"models of seeds {', '.join(map(str, trained)) or 'none'}; studies: {', '.join(done) or 'none'}",
         "studies": ", ".join(name for name in names if name not in done) or "none left",
-        "puzzles": f"solving {config.test_puzzles:,}, probes {config.probe_puzzles:,}, circuit {config.circuit_puzzles:,}",
+        "puzzles": f"{config.test_puzzles:,} to solve, {config.probe_puzzles:,} of the probes, "
+        f"{config.circuit_puzzles:,} of the circuit",
         "state": folder_state(out, PAGE),
         "time": "minutes on two cores for the defaults; it grows with steps, seeds and puzzles",
     }

@@ -72,6 +72,7 @@ TABLE: dict[str, tuple[Entry, ...]] = {
     ),
     "this machine": (
         _entry("bench", "bench:Bench", "How near this machine's limit extraction and SAE steps run."),
+        _entry("doctor", "doctor:Doctor", "What is installed, what this machine can do, and what is wrong."),
         _entry("completion", "completion:Completion", "A script that lets a shell complete commands and options."),
     ),
 }

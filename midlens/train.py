@@ -7,6 +7,7 @@ from typing import ClassVar
 from midlens.console import finish
 from midlens.rows import RowsOptions
 from saes.recipe import TrainConfig
+from saes.team import Parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,9 @@ class Train(RowsOptions, TrainConfig):
 
     example: ClassVar[str] = "midlens train --store runs/store --architecture batchtopk --k 32 --out runs/sae"
     figures: ClassVar[str] = "architecture, d_in, d_sae, rows"
+    parallel: Parallel | None = None
+    """Under `torchrun --nproc-per-node N -m midlens train ...`: what the processes divide, the tokens of each batch (data)
+    or the features (dictionary: for a width that one device cannot hold)."""
 
     def plan(self) -> Mapping[str, object]:
         """The rows, the steps and what they take; no weight is loaded."""
@@ -34,6 +38,7 @@ class Train(RowsOptions, TrainConfig):
 
         from interp.trackers import open_tracker
         from saes.fitting import TrainedSites, settings
+        from saes.team import team
         from saes.train import fit
 
         recipe = self.settings(TrainConfig)
@@ -43,8 +48,9 @@ class Train(RowsOptions, TrainConfig):
             if self.track is not None:
                 facts = settings(rows, recipe, TrainedSites.parse(site, self.site_out))
                 tracker = held.enter_context(open_tracker(self.track, name=self.out.name, config=facts))
-            sae = fit(
-                rows, recipe, self.out, site=site, site_out=self.site_out, device=self.chosen_device(), tracker=tracker
-            )
+            places = {"site": site, "site_out": self.site_out, "parallel": self.parallel}
+            sae = fit(rows, recipe, self.out, **places, device=self.chosen_device(), tracker=tracker)
+        if team(self.parallel).rank:
+            return 0  # the first process speaks
         shape = {"architecture": sae.config.architecture, "d_in": sae.config.d_in, "d_sae": sae.config.d_sae}
         return finish(self.out, figures=shape | {"rows": len(rows)})
