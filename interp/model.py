@@ -6,8 +6,7 @@
         logits = model(tokens)
 
 The model itself is used as it is, through forward hooks: nothing is copied, moved, cast or replaced, so quantised,
-sharded and LoRA-merged models work. The caller's grad mode is respected everywhere; extraction runs under
-`torch.inference_mode()`.
+sharded and LoRA-merged models work. The caller's grad mode holds everywhere; extraction runs in inference mode.
 
 Sequences are right-padded and no attention mask is passed: a causal model needs none, and fused attention stays on.
 Rows at padding positions hold numbers without meaning. `padding="left"` rotates the rows, runs, and rotates back.
@@ -27,6 +26,7 @@ from interp.anatomy import Anatomy, ModelSpec
 from interp.attention_choice import attention_for
 from interp.chat import TokenBatch, adds_bos, to_tokens
 from interp.compiled import compile_blocks
+from interp.display import ShownModel
 from interp.editing import Edit, Editing
 from interp.errors import InputError
 from interp.families import anatomy_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Edit", "HookedModel", "Where"]
 
 
-class HookedModel:
+class HookedModel(ShownModel):
     """A model that can be captured from and edited; see the module's docstring."""
 
     def __init__(self, hf: nn.Module, tokenizer: Any, anatomy: Anatomy) -> None:

@@ -16,7 +16,9 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from interp.display import Shown
 from interp.errors import InputError
 
 
@@ -75,8 +77,8 @@ _SHORT_FORM = re.compile(r"([a-z0-9_]+)\.(\d+)(?:\[(\d+)\])?")
 
 
 @functools.total_ordering
-@dataclass(frozen=True)
-class Site:
+@dataclass(frozen=True, repr=False)
+class Site(Shown):
     """One tensor of the forward pass: a point, its layer (none for embed and ln_final), and optionally one head.
 
     `str(site)` is TransformerLens's name, with `[head]` appended where one head is meant.
@@ -129,6 +131,12 @@ class Site:
 
     def __lt__(self, other: "Site") -> bool:
         return self.rank < other.rank
+
+    def __repr__(self) -> str:
+        return f"Site({str(self)!r})"
+
+    def _facts(self) -> dict[str, Any]:
+        return {"name": str(self), "short": self.point.short, "layer": self.layer, "head": self.head}
 
     def __str__(self) -> str:
         scope = "" if self.layer is None else f"blocks.{self.layer}."

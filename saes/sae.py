@@ -20,6 +20,7 @@ from jaxtyping import Float
 from midlens_kernels import topk_decode
 from torch import Tensor, nn
 
+from interp.display import Shown
 from interp.errors import InputError
 from interp.sealing import read_json, write_json
 from interp.tensorfile import read_tensors, write_tensors
@@ -33,7 +34,7 @@ CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _DTYPES = tuple(getattr(torch, name) for name in get_args(Dtype))
 
 
-class SAE(nn.Module):
+class SAE(Shown, nn.Module):
     """A sparse autoencoder; made with zero weights, see `saes.init` for a start and `SAE.load` for a trained one."""
 
     threshold: Tensor
@@ -54,6 +55,12 @@ class SAE(nn.Module):
             self.register_buffer("threshold", torch.zeros(f, dtype=dtype))
         if config.skip:
             self.W_skip = nn.Parameter(torch.zeros(out, d, dtype=dtype))
+
+    def _facts(self) -> dict[str, Any]:
+        config = self.config
+        known = {name: config.metadata.get(name) for name in ("model_name", "hook_name")}
+        facts = {"architecture": config.architecture, "features": config.d_sae, "d_in": config.d_in}
+        return {**facts, "k": config.k, **known, "dtype": config.dtype, "device": str(self.b_dec.device)}
 
     @property
     def W_enc(self) -> Float[Tensor, "d f"]:

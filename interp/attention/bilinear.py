@@ -13,6 +13,7 @@ In the manner of Jamil and Kapadia 2026 (arXiv 2605.18826), whose formulas for r
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -27,6 +28,7 @@ from midlens_kernels.bilinear_spectrum import (
 from torch import Tensor
 
 from interp.attention.ranks import Ranks, rank_measures
+from interp.display import Shown
 from interp.errors import InputError
 
 _ROUNDING = 8 * torch.finfo(torch.float64).eps
@@ -57,7 +59,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Bilinear:
+class Bilinear(Shown):
     """M = left right^T for any number of heads."""
 
     left: Float[Tensor, "..."]
@@ -139,6 +141,11 @@ class Bilinear:
     def __repr__(self) -> str:
         d, e = self.left.shape[-2:]
         return f"Bilinear(d {d}, e {e}{_heads(self.left.shape[:-2])})"
+
+    def _facts(self) -> dict[str, Any]:
+        d, e = self.left.shape[-2:]
+        heads = " x ".join(str(size) for size in self.left.shape[:-2])
+        return {"M": "left · rightᵀ", "heads": heads or None, "d": d, "e": e, "dtype": str(self.left.dtype)}
 
 
 def _heads(shape: torch.Size) -> str:

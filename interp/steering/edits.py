@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.display import ShownEdit
 from interp.errors import InputError
 from interp.running import Where
 
@@ -35,7 +36,7 @@ EditKind = Literal["affine", "diagonal", "gated", "clamp"]
 _E = TypeVar("_E", bound="_Edit")
 
 
-class _Edit:
+class _Edit(ShownEdit):
     """What all kinds share."""
 
     beta: float
@@ -105,7 +106,7 @@ def _coordinates(x: Tensor, v: Tensor, c: Tensor) -> Tensor:
     return _wide(x, v) @ _wide(v, v) - _wide(c, v)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AffineEdit(_Edit):
     """x ↦ x + β (U (Vᵀx − c) + δ); see the module's docstring."""
 
@@ -149,7 +150,7 @@ class AffineEdit(_Edit):
         return torch.eye(self.d, dtype=torch.float64, device=u.device) + self.beta * u @ v.T, self.beta * shift
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiagonalEdit(_Edit):
     """Coordinate by coordinate: at β = 1 the map scale ⊙ x + shift, in between the displacement interpolation."""
 
@@ -171,7 +172,7 @@ class DiagonalEdit(_Edit):
         return self.beta * ((scale - 1) * _wide(x, self.scale) + _wide(self.shift, self.scale))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClampEdit(_Edit):
     """Holds coordinates z = Vᵀx − c between `lo` and `hi` (±inf for no bound) by moving along `directions`."""
 
@@ -206,7 +207,7 @@ class ClampEdit(_Edit):
         return self.beta * (out if self.delta is None else out + self.delta.to(z.dtype))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GatedEdit(_Edit):
     """An edit that acts where the concept is present, by the logits wᵀx + b of a probe; kinds: see the docstring."""
 
