@@ -115,8 +115,10 @@ def _quality(e: Evaluation, where: str, rule: str) -> Section:
         Tile(
             "Explained variance",
             number(e.explained_variance),
-            f"the headline leaves out {e.massive_rows:,} massive {rows}, see below",
-            f"{number(e.explained_variance_all)} with massive rows",
+            f"the headline leaves out {e.massive_rows:,} massive {rows}, see below"
+            if e.massive_rows
+            else "no held-out row is massive, see below",
+            f"{number(e.explained_variance_all)} with massive rows" if e.massive_rows else "",
             headline=True,
         ),
         Tile("Loss recovered", _percent(e.loss_recovered), "of what zero-ablating the site costs"),
@@ -134,12 +136,12 @@ def _quality(e: Evaluation, where: str, rule: str) -> Section:
             f"{round(e.dead_fraction * _width(e)):,} of {_width(e):,} never fired on {e.n_tokens:,} held-out tokens",
         ),
         Tile("Cosine similarity", number(e.cosine), "of a row and its reconstruction, mean"),
-        Tile("Mean squared error", number(e.mse, ".3g"), "summed over the width, per token"),
+        Tile("Mean squared error", number(e.mse, ",.0f" if e.mse >= 100 else ".3g"), "summed over the width, per token"),
     ]
     note = Note(
         f"Massive rows are activation rows of {rule} (here {e.massive_threshold:,.0f}), mostly attention sinks: "
         f"{e.massive_rows:,} of the held-out rows. A few of them can hold most of the variance: counting them flatters "
-        "an SAE trained on them and punishes one that was not, such as this one. They are kept out of training and of "
+        "an SAE trained on them and punishes one that was not. They are kept out of training and of "
         "the headline, and pass unchanged where the SAE is spliced in."
     )
     lead = (
