@@ -27,6 +27,7 @@ from interp.errors import InputError
 from interp.from_text import ExtractConfig, exclusions, read_text
 from interp.loading import parse_device, parse_dtype, sketch_hf
 from interp.model import HookedModel
+from interp.plan import Plan
 from interp.precision import default_dtype
 from interp.presets import Preset
 from interp.sites import Site
@@ -131,7 +132,7 @@ def extraction_outline(config: ExtractConfig, out: Path, *, sketch: Sketch | Non
             append=config.append,
         )
         plan, missing = extraction.plan, extraction.missing
-        windows = [int(n) for shard in missing for n in _lengths(plan, shard)]
+        windows = [length for shard in missing for length in _lengths(plan, shard)]
         seconds = sketch.seconds(max(sites), windows) if windows else 0.0
     searched = " (auto: a search first, which may change batches)" if config.token_budget == "auto" else ""
     return {
@@ -149,9 +150,10 @@ def extraction_outline(config: ExtractConfig, out: Path, *, sketch: Sketch | Non
     }
 
 
-def _lengths(plan: Any, shard: int) -> Iterable[int]:
+def _lengths(plan: Plan, shard: int) -> list[int]:
+    """Of the windows that a shard is made of."""
     first = int(plan.shard_windows[shard - 1]) if shard else 0
-    return plan.buckets.windows.length[first : int(plan.shard_windows[shard])]
+    return plan.buckets.windows.length[first : int(plan.shard_windows[shard])].tolist()
 
 
 def _there(path: Path, known: bool) -> str:

@@ -56,16 +56,16 @@ def fit_outline(model: str, config: FitConfig, out: Path) -> Mapping[str, object
     if not sites:
         raise InputError(f"say where to edit in {model!r}: sites, such as resid_post.8 (only presets have a default)")
     if config.contrast is not None:
-        read_contrast(config.contrast)
-        prompts = f"the training split of {config.contrast}"
-        count = config.max_prompts or 100
+        kinds = read_contrast(config.contrast).train
+        counts = [len(kinds.source), len(kinds.target), len(kinds.unrelated)]
+        prompts = f"{', '.join(f'{n:,}' for n in counts)} of the training split of {config.contrast}"
     else:
         files = [path for path in (config.source, config.target, config.neutral) if path is not None]
         counts = [len(read_texts(path)) for path in files]
         prompts = ", ".join(f"{n:,} of {path}" for n, path in zip(counts, files, strict=True))
-        count = min(max(counts), config.max_prompts or max(counts))
+    count = sum(min(n, config.max_prompts or n) for n in counts)
     runs = len(sites) if config.sequential else 1
-    seconds = runs * sketch.seconds(max(sites), [_TOKENS] * 3 * count)
+    seconds = runs * sketch.seconds(max(sites), [_TOKENS] * count)
     return {
         "model": sketch.described(),
         "method": f"{config.method}, read in the metric {config.whiten}",
@@ -75,7 +75,7 @@ def fit_outline(model: str, config: FitConfig, out: Path) -> Mapping[str, object
         "disk": f"less than {size(16 * len(sites) * sketch.cfg.d_model**2)} under {out}",
         "state": folder_state(out, "steering.json"),
         "seconds": round(seconds, 1),
-        "basis": f"three kinds of {count:,} prompts of {_TOKENS} tokens, {BASIS}",
+        "basis": f"{count:,} prompts of {_TOKENS} tokens, {BASIS}",
     }
 
 
