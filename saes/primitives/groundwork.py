@@ -108,7 +108,7 @@ def catalogues(
 ) -> tuple[Catalogue, Catalogue]:
     """The catalogue, and that of an untrained SAE by the same rules; counts of both are said side by side."""
     data = data_of(config, emotions)
-    selection = Selection(multi_token=config.multi_token, seed=config.seed)
+    selection = Selection(multi_token=config.multi_token, seed=config.seed, decoys=config.decoys)
     made = []
     for name in ("catalogue", "untrained"):
         path = config.out / f"{name}.json"

@@ -42,6 +42,8 @@ class PrimitivesConfig(TextFiles):
     """A JSON file with word lists for the categories, in place of the bundled English ones."""
     multi_token: MultiToken = "drop"
     """Words of several tokens: left out and listed (`drop`), or counted by their first token (`first`)."""
+    decoys: int = 5_000
+    """Random directions that naming-gates have to beat, at least as many as the SAE has features; 0: none."""
     judges: tuple[str, ...] = ("local",)
     """`local` (judges that run here), and names of models behind `endpoint`."""
     endpoint: str | None = None
