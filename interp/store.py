@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from interp.display import Shown
 from interp.errors import InputError
 from interp.manifest import FORMAT, VERSIONS
 from interp.quantised import KINDS, as_bytes, dequantise, scale_name
@@ -77,7 +78,7 @@ class ActivationBatch(NamedTuple):
     position: Int[Tensor, " n"]
 
 
-class ActivationStore:
+class ActivationStore(Shown):
     """A finished store: `len(store)` rows, `store.rows(site, start, stop)`, `store.batches(sites, size, seed=…)`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -121,6 +122,16 @@ class ActivationStore:
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def _facts(self) -> dict[str, Any]:
+        size = f"{len(self) * self.row_bytes / 1e6:,.1f} MB in {len(self.ends):,} shards"
+        return {
+            "rows": len(self),
+            "sites": self.sites,
+            "dtype": self.manifest["dtype"],
+            "size": size,
+            "path": self.path,
+        }
 
     def site(self, site: str | Site) -> Site:
         """`site`, after making sure that it is stored."""
