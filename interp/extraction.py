@@ -74,6 +74,7 @@ class Extraction:
         self.keep: Callable[[int, Entry], None] | None = None
         """Takes every finished shard elsewhere; the folder is then but a spool."""
         self.facts = facts_here(len(selector.tokens))
+        self.seconds: float | None = None
         self._first: Rows | None = None
         self._sink: ShardWriter | None = None
         self._planned = False
@@ -91,19 +92,23 @@ class Extraction:
     def describe(self) -> str:
         """The plan in words. Runs the first batch, to time it; `run` uses its rows."""
         folder = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        seconds = None
-        if missing := self.missing:
-            self._begin()
-            begun = time.perf_counter()
-            with Feed(self._assemble) as feed:
-                feed.start(self._numbers(missing))
-                self._first = self.runner.send(next(self._computed(missing, feed)))
-            self._first.wait()
-            sizes = self.plan.buckets.padded
-            left = sum(int(sizes[batches.start : batches.stop].sum()) for batches in map(self.plan.batches_of, missing))
-            seconds = (time.perf_counter() - begun) * left / int(sizes[self._first.number])
-        text = describe(self.plan, folder, bytes_left=self.bytes_left, seconds=seconds, memory=peak_memory())
+        self.seconds = self.estimate()
+        text = describe(self.plan, folder, bytes_left=self.bytes_left, seconds=self.seconds, memory=peak_memory())
         return text if self.tried is None else f"{text}\ntried       {self.tried}"
+
+    def estimate(self) -> float | None:
+        """Seconds for what is missing, from a run of the first batch, whose rows are kept; None if nothing is."""
+        if not (missing := self.missing):
+            return None
+        self._begin()
+        begun = time.perf_counter()
+        with Feed(self._assemble) as feed:
+            feed.start(self._numbers(missing))
+            self._first = self.runner.send(next(self._computed(missing, feed)))
+        self._first.wait()
+        sizes = self.plan.buckets.padded
+        left = sum(int(sizes[batches.start : batches.stop].sum()) for batches in map(self.plan.batches_of, missing))
+        return (time.perf_counter() - begun) * left / int(sizes[self._first.number])
 
     def run(self, *, progress: bool | None = None) -> ActivationStore:
         """Compute what is missing, seal the store, open it. `progress=None` shows a bar, `False` none."""

@@ -100,7 +100,8 @@ def extract_piece(
     """`extract_text`, but one piece of it only, into the folder returned, beside `out`; `interp.joining` joins them."""
     sites, folder = config.parsed_sites(), piece.folder(out)
     model, tokens = open_text(config, token_folder(config, out))
-    extraction = prepare(model, tokens, sites, folder, piece=piece, **extract_settings(config))
+    settings: Settings = {**extract_settings(config), "piece": piece}
+    extraction = prepare(model, tokens, sites, folder, **settings)
     if announce is not None:
         announce(extraction.describe())
     extraction.fill(progress=progress)
@@ -114,7 +115,7 @@ def extract_settings(config: ExtractConfig) -> Settings:
         "token_budget": config.token_budget,
         "store_dtype": config.store_dtype,
         "seed": config.seed,
-        "exclude": _exclusions(config),
+        "exclude": exclusions(config),
         "append": config.append,
     }
 

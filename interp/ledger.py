@@ -10,6 +10,7 @@ most.
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from interp.shards import damage
 from interp.store import StoreSpec
 
 _LEDGER = "ledger.jsonl"
+_SENT = "sent.jsonl"
+"""The same of shards that are no longer in this folder (`interp.remote_extract`)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Progress:
     entries: dict[int, dict[str, Any]]
     """What manifest and ledger say of each shard, by its number; not yet compared with the bytes."""
     plans: tuple[Plan, ...]
+    elsewhere: frozenset[int] = frozenset()
+    """Shards that were sent away whole, and are not to be looked for here."""
 
     @classmethod
     def of(cls, folder: Path) -> "Progress":
@@ -49,11 +54,15 @@ class Progress:
             read_json(folder / "manifest.json", "activation store") if (folder / "manifest.json").exists() else None
         )
         entries = dict(enumerate(manifest["shards"])) if manifest else {}
-        return cls(folder, manifest, entries | _read(folder / _LEDGER), tuple(plans))
+        sent = _read(folder / _SENT)
+        return cls(folder, manifest, entries | _read(folder / _LEDGER) | sent, tuple(plans), frozenset(sent))
 
     def finished(self, shards: range) -> dict[int, dict[str, Any]]:
         """The entries of those `shards` whose bytes are what their entry says."""
-        return {n: e for n in shards if (e := self.entries.get(n)) and damage(self.folder, e) is None}
+        return {n: e for n in shards if (e := self.entries.get(n)) and self._is_whole(n, e)}
+
+    def _is_whole(self, number: int, entry: dict[str, Any]) -> bool:
+        return number in self.elsewhere or damage(self.folder, entry) is None
 
     def part(self, spec: StoreSpec, shape: dict[str, int | None], *, append: bool) -> int:
         """The number of the part made, or to be made, with these settings; a store with other settings is refused.
@@ -108,15 +117,15 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
     return entries
 
 
-def rewrite(folder: Path, entries: dict[int, dict[str, Any]]) -> None:
+def rewrite(folder: Path, entries: dict[int, dict[str, Any]], *, elsewhere: bool = False) -> None:
     """Start the ledger with these entries, without what a crash or damage left in it."""
     lines = (json.dumps({"shard": number, **entry}) + "\n" for number, entry in sorted(entries.items()))
-    write_sealed(folder / _LEDGER, "".join(lines))
+    write_sealed(folder / (_SENT if elsewhere else _LEDGER), "".join(lines))
 
 
-def record(folder: Path, number: int, entry: dict[str, Any]) -> None:
+def record(folder: Path, number: int, entry: dict[str, Any], *, elsewhere: bool = False) -> None:
     """Add a finished shard."""
-    with (folder / _LEDGER).open("a") as file:
+    with (folder / (_SENT if elsewhere else _LEDGER)).open("a") as file:
         file.write(json.dumps({"shard": number, **entry}) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -130,9 +139,12 @@ def close(folder: Path) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove temporary files of runs that were killed."""
+    """Remove temporary files of runs that were killed, and folders of workers."""
     for path in folder.glob(".*.partial"):
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # whoever still writes there finds its folder gone
+        else:
+            path.unlink()
 
 
 def overlapping(plans: Sequence[Plan], spec: StoreSpec, docs: Sequence[int] | None, total: int) -> int:

@@ -26,6 +26,7 @@ from interp.display import Shown
 from interp.errors import InputError
 from interp.manifest import FORMAT, VERSIONS
 from interp.quantised import KINDS, as_bytes, dequantise, scale_name
+from interp.remote import as_local, as_url
 from interp.sealing import differences, read_json
 from interp.shards import KEYS, Shard, damage, read_dtype
 from interp.shuffle import HORIZON_BYTES, Order, prefetched
@@ -93,21 +94,24 @@ class ActivationStore(Shown):
     @classmethod
     def open(cls, path: str | Path, *, expect: StoreSpec | None = None) -> "ActivationStore":
         """Open a finished store. Shard sizes are checked, contents by `verify`; `expect` refuses other settings."""
-        path = Path(path)
-        manifest = read_json(path / "manifest.json", "activation store")
-        if manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
-            raise InputError(
-                f"{path} is no activation store of version {' or '.join(map(str, VERSIONS))} (found "
-                f"{manifest.get('format')!r}, version {manifest.get('version')!r})"
-            )
-        store = cls(path, manifest)
-        store._refuse([found for entry in manifest["shards"] if (found := damage(path, entry, contents=False))])
+        if (url := as_url(path)) is not None:
+            from interp.remote_store import open_remote  # which imports this module
+
+            store = open_remote(url)
+        else:
+            path = as_local(path)
+            store = cls(path, known_format(read_json(path / "manifest.json", "activation store"), str(path)))
+        store._refuse(store.wrong_sizes())
         for spec in store.specs if expect else ():
             asked = {name: value for name, value in asdict(expect).items() if value is not None}  # pyright: ignore[reportArgumentType]
             found = {name: value for name, value in asdict(spec).items() if name in asked}
             if difference := differences(found, asked):
                 raise InputError(f"{path} was made with other settings: {difference}")
         return store
+
+    def wrong_sizes(self) -> list[str]:
+        """Shards that are missing or have another size than was written."""
+        return [found for entry in self.manifest["shards"] if (found := damage(self.path, entry, contents=False))]
 
     def verify(self) -> None:
         """Compare every shard with its sha256; the error names each damaged one."""
@@ -284,3 +288,13 @@ class ActivationStore(Shown):
         from interp import merging  # which imports this module
 
         return merging.merge([ActivationStore.open(path) for path in paths], Path(out))
+
+
+def known_format(manifest: dict[str, Any], path: str) -> dict[str, Any]:
+    """`manifest`, if it is that of an activation store."""
+    if manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
+        raise InputError(
+            f"{path} is no activation store of version {' or '.join(map(str, VERSIONS))} (found "
+            f"{manifest.get('format')!r}, version {manifest.get('version')!r})"
+        )
+    return manifest

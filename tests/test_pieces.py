@@ -18,7 +18,7 @@ from interp.store import ActivationStore
 from tests.toy_store import SITES, ToyModel, files_of, token_file
 
 LENGTHS = [5, 30, 1, 17, 3, 64, 2, 9, 9, 9, 40, 33, 21, 8, 50]
-SMALL = {"max_length": 16, "token_budget": 64, "rows_per_shard": 40}
+SMALL = {"max_length": 16, "token_budget": 32, "rows_per_shard": 50}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ class Cramped(ToyModel):
 def test_a_piece_short_of_memory_cuts_its_own_batches(file, whole, tmp_path):
     """The rows are those of the store; the plan says which batches ran, those of the others as they were."""
     folders = []
-    for index, model in enumerate([ToyModel(), Cramped(24), ToyModel()], 1):
+    for index, model in enumerate([ToyModel(), Cramped(16), ToyModel()], 1):
         folders.append(tmp_path / str(index))
         prepare(model, file, SITES, folders[-1], piece=Piece(index, 3), **SMALL).fill(progress=False)
     store = join(folders, tmp_path / "s")
@@ -172,8 +172,8 @@ def test_pieces_that_do_not_make_a_store_are_named(file, tmp_path):
     other = compute(file, tmp_path / "m", 3, seed=1)
     with pytest.raises(InputError, match=r"not pieces of one extraction: seed: 0 there, 1 asked for"):
         join([*folders[:2], other[2]], tmp_path / "s")
-    other = compute(file, tmp_path / "b", 3, token_budget=32)
-    with pytest.raises(InputError, match=r"token_budget: 64 there, 32 asked for\): give every piece the same token_b"):
+    other = compute(file, tmp_path / "b", 3, token_budget=64)
+    with pytest.raises(InputError, match=r"token_budget: 32 there, 64 asked for\): give every piece the same token_b"):
         join([*folders[:2], other[2]], tmp_path / "s")
     facts = json.loads((folders[2] / "piece.json").read_text())
     (folders[2] / "piece.json").write_text(json.dumps({**facts, "versions": {**facts["versions"], "torch": "0.1"}}))
