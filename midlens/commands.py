@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[Entry, ...]] = {
         _entry("train", "train:Train", "Train an SAE from an activation store, or straight from a model."),
         _entry("sweep", "sweep:Sweep", "Train many SAEs from one read of the rows, and compare them."),
         _entry("evaluate", "evaluate:Evaluate", "Evaluate an SAE on held-out activations and text."),
+        _entry("primitives", "primitives:Primitives", "Features that name emotions, recipes that write them, judged."),
     ),
     "attention": (
         _entry("attention survey", "attention:Survey", "Routing and filtering of every head of one or more models."),
