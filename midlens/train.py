@@ -21,8 +21,8 @@ class Train(RowsOptions, TrainConfig):
     example: ClassVar[str] = "midlens train --store runs/store --architecture batchtopk --k 32 --out runs/sae"
     figures: ClassVar[str] = "architecture, d_in, d_sae, rows"
     parallel: Parallel | None = None
-    """Under `torchrun --nproc-per-node N -m midlens train ...`: what the processes divide, the tokens of each batch (data)
-    or the features (dictionary: for a width that one device cannot hold)."""
+    """Under `torchrun --nproc-per-node N -m midlens train ...`: what the processes divide, the tokens of each batch
+    (data) or the features (dictionary: for a width that one device cannot hold)."""
 
     def plan(self) -> Mapping[str, object]:
         """The rows, the steps and what they take; no weight is loaded."""

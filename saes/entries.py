@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saes.sae import SAE
+from saes.team import ALONE, Team
 
 
 class Entries(NamedTuple):
@@ -52,10 +53,16 @@ class Entries(NamedTuple):
 
 
 def entries_above(
-    sae: SAE, x: Float[Tensor, "n d"], floor: Float[Tensor, " f"], *, dense: bool, compute: torch.dtype | None
+    sae: SAE,
+    x: Float[Tensor, "n d"],
+    floor: Float[Tensor, " f"],
+    *,
+    dense: bool,
+    compute: torch.dtype | None,
+    team: Team = ALONE,
 ) -> Entries:
     """The pre-activations above `floor` or, `dense`, all of them; gradients reach `x` and the encoder."""
-    centred, f = sae.centred(x), sae.config.d_sae
+    centred, f = team.read(sae.centred(x)), sae.config.d_sae
     if not dense:
         return Entries(*threshold_encode(centred, sae.W_enc, sae.b_enc, floor, compute=compute), f)
     if compute is not None:

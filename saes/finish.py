@@ -17,19 +17,20 @@ from saes.losses import row_norms
 from saes.recipe import BATCHED
 from saes.sae import SAE, fold_decoder_norm
 from saes.state import TrainState
+from saes.team_files import whole_sae
 
 
 @torch.no_grad()
 def finished(state: TrainState, metadata: Mapping[str, Any]) -> SAE:
     """The trained SAE, in the units of the model's activations."""
-    shape, weights = state.sae.config, state.sae.weights()
+    shape, weights = state.whole, whole_sae(state).weights()
     if state.config.architecture == "jumprelu":
-        weights["threshold"] = state.log_threshold.exp()
+        weights["threshold"] = state.team.whole("log_threshold", state.log_threshold).exp()
     if state.config.decoder_norm == "weighted":
         weights = fold_decoder_norm(weights, row_norms(weights["W_dec"], shape.sources))
     if state.config.architecture in BATCHED:
         # Of scores, which are pre-activations times norm if those count: in folded units already.
-        threshold = state.memory["threshold"].clamp(min=0).to(state.sae.b_enc.dtype)
+        threshold = state.memory["threshold"].clamp(min=0).to(weights["b_dec"].dtype)
         shape = dataclasses.replace(shape, architecture="jumprelu", k=None)
         weights["threshold"] = threshold.expand(shape.d_sae)
     return SAE.of_weights(dataclasses.replace(shape, metadata=metadata), **state.frame.raw(weights))

@@ -33,6 +33,8 @@ from saes.init import start
 from saes.optimise import TrainState, begin, refresh, step
 from saes.recipe import BATCHED, TrainConfig
 from saes.sae import CFG, SAE
+from saes.team import ALONE, Team
+from saes.team_files import TeamFiles, own_features
 
 
 @runtime_checkable
@@ -95,14 +97,16 @@ class Fitting:
         *,
         device: str | torch.device = "cpu",
         tracker: Tracker | None = None,
+        team: Team = ALONE,
     ) -> None:
         if len(rows) == 0:
             raise InputError("the store holds no activations; extract some first")
-        self.rows, self.config, self.path, self.sites = rows, config, path, sites
+        self.rows, self.config, self.path, self.sites, self.team = rows, config, path, sites, team
         self.state = self._begin(device)
         pace = Pace(steps=self.state.steps, log_every=config.log_every, checkpoint_every=config.checkpoint_every)
         run = _Run(self.state, sites)
-        self.course = Course(run, pace, path / "training", settings=settings(rows, config, sites), tracker=tracker)
+        wanted, files = settings(rows, config, sites), None if team is ALONE else TeamFiles(self.state)
+        self.course = Course(run, pace, path / "training", settings=wanted, tracker=tracker, files=files)
 
     @property
     def done(self) -> bool:
@@ -123,10 +127,14 @@ class Fitting:
         return endless(self.rows, self.sites.all, self.batch_size, seed=self.config.seed, first=first)
 
     def finish(self, metadata: Mapping[str, Any] | None = None) -> SAE:
-        """Bring the SAE to the units of the activations and save it; its checkpoints have served."""
+        """Bring the SAE to the units of the activations and save it; its checkpoints have served.
+
+        In a team every process gets the whole SAE, and the first saves it."""
         sae = finished(self.state, self._provenance() | dict(metadata or {}))
-        sae.save(self.path)
-        shutil.rmtree(self.path / "training" / "checkpoints", ignore_errors=True)
+        if self.team.rank == 0:
+            sae.save(self.path)
+            shutil.rmtree(self.path / "training" / "checkpoints", ignore_errors=True)
+        self.team.wait()
         return sae
 
     def _begin(self, device: str | torch.device) -> TrainState:
@@ -147,7 +155,8 @@ class Fitting:
         norm = config.filled(shape).decoder_init_norm
         assert norm is not None
         sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, norm=norm)
-        state = TrainState(sae.to(device), config, frame, config.steps(len(self.rows)), batch_size=self.batch_size)
+        whole = {"steps": config.steps(len(self.rows)), "batch_size": self.batch_size, "team": self.team}
+        state = TrainState(own_features(sae, self.team).to(device), config, frame, **whole, shape=shape)
         return begin(state, x.to(device), None if y is None else y.to(device))
 
     def _provenance(self) -> dict[str, Any]:
@@ -239,7 +248,7 @@ class _Run:
             "aux": aux / steps,
             "penalty": penalty / steps,
             "l0": l0 / steps,
-            "dead_fraction": len(state.dead) / state.sae.config.d_sae,
+            "dead_fraction": state.n_dead / state.whole.d_sae,
             "massive": massive,
             "lr": state.rate(last),
             **self._of_architecture(last),

@@ -18,6 +18,7 @@ from midlens_kernels import topk_decode, topk_encode
 from torch import Tensor
 
 from saes.entries import Entries
+from saes.team import ALONE, Team
 
 
 def row_norms(W_dec: Float[Tensor, "f out"], sources: Sequence[int] = ()) -> Float[Tensor, " f"]:
@@ -29,9 +30,16 @@ def row_norms(W_dec: Float[Tensor, "f out"], sources: Sequence[int] = ()) -> Flo
     )
 
 
-def reconstruction(error: Float[Tensor, "n d"], kept: Float[Tensor, " n"], variance: float) -> Float[Tensor, ""]:
+def reconstruction(
+    error: Float[Tensor, "n d"], kept: Float[Tensor, " n"], variance: float, *, team: Team = ALONE
+) -> Float[Tensor, ""]:
     """Mean squared error over the kept tokens (weight 1, others 0), as a fraction of the variance."""
-    return (error.square().sum(1) * kept).sum() / (kept.sum().clamp(min=1) * variance)
+    return team.over_tokens((error.square().sum(1) * kept).sum()) / (counted(kept, team) * variance)
+
+
+def counted(kept: Float[Tensor, " n"], team: Team = ALONE) -> Float[Tensor, ""]:
+    """The number of tokens that count, at least 1."""
+    return team.over_tokens(kept.sum()).clamp(min=1)
 
 
 def nested(
@@ -43,6 +51,7 @@ def nested(
     variance: float,
     *,
     ends: Sequence[int],
+    team: Team = ALONE,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n out"]]:
     """Mean loss over nested dictionaries, of which level i holds the features below `ends[i]`; and the last error.
 
@@ -53,7 +62,7 @@ def nested(
     if entries.indices is None:
         starts = [0, *ends[:-1]]
         parts = [values[:, a:b] @ W_dec[a:b] for a, b in zip(starts, ends, strict=True)]
-        sums = torch.stack(parts, dim=1).cumsum(1)
+        sums = team.over_features(torch.stack(parts, dim=1)).cumsum(1)
     else:
         edges = torch.tensor(ends, device=values.device)
         bag = entries.rows * levels + torch.bucketize(entries.indices, edges, right=True)
@@ -61,9 +70,9 @@ def nested(
         offsets = torch.searchsorted(bag, torch.arange(n * levels + 1, device=bag.device))
         idx = entries.indices.index_select(0, order)
         parts = topk_decode(values.index_select(0, order), idx, W_dec, offsets=offsets)
-        sums = parts.view(n, levels, -1).cumsum(1)
+        sums = team.over_features(parts.view(n, levels, -1)).cumsum(1)
     errors = (target[:, None] - sums) * kept[:, None, None]
-    loss = (errors.square().sum(2).mean(1) * kept).sum() / (kept.sum().clamp(min=1) * variance)
+    loss = team.over_tokens((errors.square().sum(2).mean(1) * kept).sum()) / (counted(kept, team) * variance)
     return loss, errors[:, -1]
 
 
@@ -75,12 +84,13 @@ def norm_penalty(
     variance: float,
     *,
     p: float = 1.0,
+    team: Team = ALONE,
 ) -> Float[Tensor, ""]:
     """Sum over features of (f w / sqrt(variance))^p, mean over the kept tokens; entries of value 0 count nothing."""
     size = values * entries.at(norms) / variance**0.5
     if p != 1:  # the derivative is infinite at 0
         size = torch.where(size > 0, torch.where(size > 0, size, 1).pow(p), 0)
-    return (size * entries.of_tokens(kept)).sum() / kept.sum().clamp(min=1)
+    return team.over_both((size * entries.of_tokens(kept)).sum()) / counted(kept, team)
 
 
 def auxiliary(
@@ -93,21 +103,29 @@ def auxiliary(
     *,
     k_aux: int,
     weight: Float[Tensor, " f"] | None = None,
+    n_dead: int | None = None,
+    team: Team = ALONE,
 ) -> Float[Tensor, ""]:
     """AuxK: how badly the dead features predict the error that the others leave.
 
     `centred` is what the encoder reads, `error` the residual with zero rows for tokens that do not count; both are
     targets here and get no gradient. Only the rows of dead features are gathered. `weight` counts in the choice of
-    the top k_aux, as it does in the choice of the living.
+    the top k_aux, as it does in the choice of the living. `n_dead`: dead features of the whole team's dictionary.
     """
     centred, error = centred.detach(), error.detach()
+    n_dead, k = n_dead or len(dead), min(k_aux, len(dead))
     rows, bias, decoder = encoder[dead], b_enc[dead], W_dec[dead]
-    if len(dead) <= k_aux:  # all are chosen: two dense products, n a <= n k_aux
+    if n_dead <= k_aux or not k:  # all are chosen: two dense products, n a <= n k_aux
         predicted = torch.addmm(bias, centred, rows.T).relu() @ decoder
+        if n_dead > k_aux:
+            team.chosen_per_token(error.new_zeros(len(error), 0), k_aux)  # the others choose among theirs
     else:
-        acts, idx = topk_encode(centred, rows.T, bias, k_aux, weight=None if weight is None else weight[dead])
-        predicted = topk_decode(acts, idx, decoder)
+        weight = None if weight is None else weight[dead]
+        acts, idx = topk_encode(centred, rows.T, bias, k, weight=weight)
+        chosen = team.chosen_per_token(acts.detach() if weight is None else acts.detach() * weight[idx], k_aux)
+        predicted = topk_decode(acts if chosen is None else acts * chosen, idx, decoder)
+    predicted = team.over_features(predicted)
     kept = (error.square().sum(1) > 0).to(error.dtype)
-    missed = ((error - predicted).square().sum(1) * kept).sum()
+    missed = team.over_tokens(((error - predicted).square().sum(1) * kept).sum())
     tiny = torch.finfo(error.dtype).tiny
-    return missed / error.square().sum().clamp(min=tiny) * min(len(dead) / k_aux, 1.0)
+    return missed / team.over_tokens(error.square().sum()).clamp(min=tiny) * min(n_dead / k_aux, 1.0)

@@ -19,7 +19,7 @@ from saes.config import listed
 from saes.entries import Entries, entries_above
 from saes.frame import Framed
 from saes.jump import jump, step
-from saes.losses import auxiliary, nested, norm_penalty, reconstruction, row_norms
+from saes.losses import auxiliary, counted, nested, norm_penalty, reconstruction, row_norms
 from saes.recipe import Training
 from saes.state import TrainState
 
@@ -38,11 +38,11 @@ class Outcome(NamedTuple):
     """Activations of the entries."""
 
 
-def objective(state: TrainState, batch: Framed) -> Outcome:
-    """The objective of the state's architecture on a scaled batch."""
+def objective(state: TrainState, batch: Framed, *, rows: int | None = None) -> Outcome:
+    """The objective of the state's architecture on a scaled batch; `rows`: of the batch, if others hold some of it."""
     match state.config.architecture:
         case "topk" | "batchtopk" | "matryoshka_batchtopk":
-            return _selecting(state, batch)
+            return _selecting(state, batch, rows or len(batch.x))
         case "standard":
             return _standard(state, batch)
         case "gated":
@@ -53,37 +53,49 @@ def objective(state: TrainState, batch: Framed) -> Outcome:
             raise ValueError(f"architecture is one of {listed(Training)}, got {other!r}")
 
 
-def _selecting(state: TrainState, batch: Framed) -> Outcome:
+def _selecting(state: TrainState, batch: Framed, rows: int) -> Outcome:
     """Features by rank: k per token, or n k in the batch; one dictionary or nested ones."""
-    config, sae = state.config, state.sae
-    x = sae.centred(batch.x)
-    k = min(config.active(state.step, state.steps), sae.config.d_sae)
+    config, sae, team = state.config, state.sae, state.team
+    x = team.read(sae.centred(batch.x))
+    k = min(config.active(state.step, state.steps), state.whole.d_sae)
     weight = row_norms(sae.W_dec.detach(), sae.config.sources) if config.decoder_norm == "weighted" else None
     read = (x, sae.W_enc, sae.b_enc)
     if config.architecture == "topk":
-        codes = Codes.of_fixed_k(*topk_encode(*read, k, weight=weight, compute=state.compute), sae.config.d_sae)
-        acts, idx, offsets = codes.values, codes.indices, codes.offsets
+        here = min(k, sae.config.d_sae)
+        found, of = topk_encode(*read, here, weight=weight, compute=state.compute)
+        chosen = team.chosen_per_token(_scores(found, of, weight), k)
+        acts, idx, offsets, _ = Codes.of_fixed_k(found if chosen is None else found * chosen, of, sae.config.d_sae)
     else:
-        acts, idx, offsets = threshold_select(*read, k * len(x), weight=weight, kept=batch.kept, compute=state.compute)
-        _follow_threshold(state, acts.detach(), idx, weight)
+        count = k * rows
+        here = min(count, len(x) * sae.config.d_sae)
+        acts, idx, offsets = threshold_select(*read, here, weight=weight, kept=batch.kept, compute=state.compute)
+        chosen = team.chosen(_scores(acts, idx, weight), count)
+        acts = acts if chosen is None else acts * chosen
+        _follow_threshold(state, _scores(acts, idx, weight))
     entries = Entries(acts, idx, offsets, sae.config.d_sae)
     values = acts * entries.of_tokens(batch.kept)
     target = _target(state, batch)
     if config.architecture == "matryoshka_batchtopk":
         ends = state.level_ends
-        loss, error = nested(entries, values, sae.W_dec, target, batch.kept, state.frame.variance, ends=ends)
-        whole = reconstruction(error.detach(), batch.kept, state.frame.variance)
+        measured = (batch.kept, state.frame.variance)
+        loss, error = nested(entries, values, sae.W_dec, target, *measured, ends=ends, team=team)
+        whole = reconstruction(error.detach(), *measured, team=team)
     else:
-        error = (target - entries.decode(values, sae.W_dec)) * batch.kept[:, None]
-        loss = whole = reconstruction(error, batch.kept, state.frame.variance)
+        error = (target - team.over_features(entries.decode(values, sae.W_dec))) * batch.kept[:, None]
+        loss = whole = reconstruction(error, batch.kept, state.frame.variance, team=team)
     return _with_aux(state, Outcome(loss, whole, loss.new_zeros(()), loss.new_zeros(()), entries, values), x, error)
 
 
 @torch.no_grad()
-def _follow_threshold(state: TrainState, acts: Tensor, idx: Tensor, weight: Tensor | None) -> None:
+def _scores(acts: Tensor, idx: Tensor, weight: Tensor | None) -> Tensor:
+    """What features are chosen by: activations, times their weight if that counts."""
+    return acts.detach() if weight is None else acts.detach() * weight[idx]
+
+
+@torch.no_grad()
+def _follow_threshold(state: TrainState, scores: Tensor) -> None:
     """The running mean of the smallest positive score chosen: what divides active from inactive after training."""
-    scores = acts if weight is None else acts * weight.index_select(0, idx)
-    lowest = torch.where(scores > 0, scores, torch.inf).amin().double()
+    lowest = state.team.least(torch.where(scores > 0, scores, torch.inf).amin().double())
     assert state.config.threshold_momentum is not None
     # The mean must end within the last tenth of the run: the first batches' thresholds are far from the last ones'.
     old, momentum = state.memory["threshold"], min(state.config.threshold_momentum, max(0.0, 1 - 10 / state.steps))
@@ -94,14 +106,20 @@ def _follow_threshold(state: TrainState, acts: Tensor, idx: Tensor, weight: Tens
 def _standard(state: TrainState, batch: Framed) -> Outcome:
     """ReLU with a norm penalty, whose exponent may fall during the run."""
     config, sae = state.config, state.sae
-    entries = entries_above(sae, batch.x, torch.zeros_like(sae.b_enc), dense=state.dense, compute=state.compute)
+    entries = _entries(state, batch, torch.zeros_like(sae.b_enc))
     values = entries.pre.relu()
     p, following = config.exponent(state.step, state.steps)
     norms = row_norms(sae.W_dec, sae.config.sources)
     terms = (entries, values, norms, batch.kept, state.frame.variance)
-    penalty = norm_penalty(*terms, p=p)
+    penalty = norm_penalty(*terms, p=p, team=state.team)
     factor = _annealed_factor(state, terms, p, following) if config.p_end != 1 else 1.0
     return _penalised(state, batch, entries, values, penalty * factor)
+
+
+def _entries(state: TrainState, batch: Framed, floor: Tensor) -> Entries:
+    """The pre-activations above a floor, or all."""
+    how = {"dense": state.dense, "compute": state.compute, "team": state.team}
+    return entries_above(state.sae, batch.x, floor, **how)
 
 
 @torch.no_grad()
@@ -119,48 +137,48 @@ def _annealed_factor(
     memory["p_factor"] = torch.where(changed, memory["p_factor"] * ratio, memory["p_factor"])
     memory["p_recent"] = torch.where(changed, 0, memory["p_recent"])  # of the exponents gone by
     memory["p"] = torch.full_like(memory["p"], p)
-    now = torch.stack([norm_penalty(*terms, p=exponent).double() for exponent in (p, following)])
+    now = torch.stack([norm_penalty(*terms, p=exponent, team=state.team).double() for exponent in (p, following)])
     memory["p_recent"] = torch.cat([memory["p_recent"][1:], now[None]])
     return memory["p_factor"].to(terms[1].dtype)
 
 
 def _gated(state: TrainState, batch: Framed) -> Outcome:
     """A gate and a magnitude with shared directions; the gate learns from a reconstruction of its own."""
-    sae, variance = state.sae, state.frame.variance
-    entries = entries_above(sae, batch.x, torch.zeros_like(sae.b_enc), dense=state.dense, compute=state.compute)
+    sae, variance, team = state.sae, state.frame.variance, state.team
+    entries = _entries(state, batch, torch.zeros_like(sae.b_enc))
     shared = entries.pre - entries.at(sae.b_enc)
     open_ = (entries.pre > 0).to(shared.dtype)
     values = (shared * entries.at(sae.r_mag.exp()) + entries.at(sae.b_mag)).relu() * open_
     gate = entries.pre.relu()
-    penalty = norm_penalty(entries, gate, row_norms(sae.W_dec, sae.config.sources), batch.kept, variance)
-    frozen = _target(state, batch, frozen=True) - entries.decode(gate, sae.W_dec.detach())
-    by_gate = reconstruction(frozen * batch.kept[:, None], batch.kept, variance)
+    penalty = norm_penalty(entries, gate, row_norms(sae.W_dec, sae.config.sources), batch.kept, variance, team=team)
+    frozen = _target(state, batch, frozen=True) - team.over_features(entries.decode(gate, sae.W_dec.detach()))
+    by_gate = reconstruction(frozen * batch.kept[:, None], batch.kept, variance, team=team)
     outcome = _penalised(state, batch, entries, values, penalty)
     return outcome._replace(loss=outcome.loss + by_gate)
 
 
 def _jumprelu(state: TrainState, batch: Framed) -> Outcome:
     """Learnt thresholds, through straight-through estimators."""
-    config, sae = state.config, state.sae
+    config, sae, team = state.config, state.sae, state.team
     threshold = state.log_threshold.exp()
     bandwidth, through = state.length(config.bandwidth), config.penalty == "tanh"
     floor = threshold.detach() - bandwidth / 2
-    entries = entries_above(sae, batch.x, floor, dense=state.dense, compute=state.compute)
+    entries = _entries(state, batch, floor)
     at = entries.at(threshold)
     values = jump(entries.pre, at, bandwidth=bandwidth, through=through)
-    n = batch.kept.sum().clamp(min=1)
+    n = counted(batch.kept, team)
     norms = row_norms(sae.W_dec, sae.config.sources)
     if config.penalty == "tanh":
         assert config.tanh_scale is not None
         size = torch.tanh(config.tanh_scale / state.frame.unit_written * values * entries.at(norms))
-        penalty = (size * entries.of_tokens(batch.kept)).sum() / n
+        penalty = team.over_both((size * entries.of_tokens(batch.kept)).sum()) / n
     else:
         fires = step(entries.pre, at, bandwidth=bandwidth, through=through)
-        penalty = (fires * entries.of_tokens(batch.kept)).sum() / n
+        penalty = team.over_both((fires * entries.of_tokens(batch.kept)).sum()) / n
         if config.penalty == "target":
             penalty = (penalty / config.k - 1).square()
     outcome = _penalised(state, batch, entries, values, penalty)
-    if config.pre_act and len(state.dead):
+    if config.pre_act and state.n_dead:
         loss = outcome.loss + config.pre_act * _pre_act(state, batch, threshold, norms)
         return outcome._replace(loss=loss)
     return outcome
@@ -169,16 +187,18 @@ def _jumprelu(state: TrainState, batch: Framed) -> Outcome:
 def _pre_act(state: TrainState, batch: Framed, threshold: Tensor, norms: Tensor) -> Tensor:
     """How far dead features stay below their thresholds, in units of the activations' spread."""
     sae, dead = state.sae, state.dead
-    z = torch.addmm(sae.b_enc[dead], sae.centred(batch.x), sae.encoder[dead].T)
+    z = torch.addmm(sae.b_enc[dead], state.team.read(sae.centred(batch.x)), sae.encoder[dead].T)
     short = (threshold[dead] - z).relu() * norms[dead]
-    return (short.sum(1) * batch.kept).sum() / (batch.kept.sum().clamp(min=1) * state.frame.variance**0.5)
+    total = state.team.over_both((short.sum(1) * batch.kept).sum())
+    return total / (counted(batch.kept, state.team) * state.frame.variance**0.5)
 
 
 def _penalised(state: TrainState, batch: Framed, entries: Entries, values: Tensor, penalty: Tensor) -> Outcome:
     """Reconstruction plus penalty, for architectures that choose by value."""
     sae, config = state.sae, state.config
-    error = (_target(state, batch) - entries.decode(values, sae.W_dec)) * batch.kept[:, None]
-    whole = reconstruction(error, batch.kept, state.frame.variance)
+    written = state.team.over_features(entries.decode(values, sae.W_dec))
+    error = (_target(state, batch) - written) * batch.kept[:, None]
+    whole = reconstruction(error, batch.kept, state.frame.variance, team=state.team)
     loss = whole + config.pressure(state.step, state.steps) * penalty
     none = whole.new_zeros(())
     return _with_aux(state, Outcome(loss, whole, none, penalty, entries, values), sae.centred(batch.x), error)
@@ -197,9 +217,10 @@ def _with_aux(state: TrainState, outcome: Outcome, centred: Tensor, error: Tenso
     """With the auxiliary loss, where there are dead features to revive."""
     config, sae = state.config, state.sae
     assert config.aux_weight is not None and config.k_aux is not None
-    if not config.aux_weight or not len(state.dead):
+    if not config.aux_weight or not state.n_dead:
         return outcome
     weight = row_norms(sae.W_dec.detach(), sae.config.sources) if config.decoder_norm == "weighted" else None
     read = (sae.encoder, sae.b_enc, sae.W_dec)
-    aux = auxiliary(centred, error, state.dead, *read, k_aux=config.k_aux, weight=weight)
+    whole = {"n_dead": state.n_dead, "team": state.team}
+    aux = auxiliary(centred, error, state.dead, *read, k_aux=config.k_aux, weight=weight, **whole)
     return outcome._replace(loss=outcome.loss + config.aux_weight * aux, aux=aux)

@@ -39,23 +39,27 @@ class StepLog(NamedTuple):
 def begin(state: TrainState, sample: Float[Tensor, "n d"], written: Float[Tensor, "n out"] | None = None) -> TrainState:
     """Set biases or thresholds from a sample of raw activations, if the recipe has `start_l0`."""
     if state.config.start_l0 is not None:
-        state.begin_at(quantiles(state.sae, state.frame.scaled(sample, written), l0=state.config.start_l0))
+        wanted = {"l0": state.config.start_l0, "of": state.whole.d_sae}
+        state.begin_at(quantiles(state.sae, state.frame.scaled(sample, written), **wanted))
     return state
 
 
 def step(state: TrainState, x: Float[Tensor, "n d"], y: Float[Tensor, "n out"] | None = None) -> StepLog:
-    """Learn from the activations `x` (and those of a transcoder's second site, `y`), as they come from the model."""
-    batch = state.frame.scaled(x, y)
-    outcome = objective(state, batch)
+    """Learn from the activations `x` (and those of a transcoder's second site, `y`), as they come from the model.
+
+    Every process of a team is given the whole batch, and takes its tokens from it."""
+    team, mine = state.team, state.team.tokens(len(x))
+    batch = state.frame.scaled(x[mine], None if y is None else y[mine])
+    outcome = objective(state, batch, rows=len(x))
     outcome.loss.backward()
     _descend(state)
     with torch.no_grad():
-        entries, n = outcome.entries, batch.kept.sum()
+        entries, n = outcome.entries, team.over_tokens(batch.kept.sum())
         active = (outcome.values > 0) * entries.of_tokens(batch.kept)
-        fired = entries.per_feature(active)
+        fired = team.over_tokens(entries.per_feature(active))
         state.silent = torch.where(fired > 0, 0, state.silent + n.long())
         state.seen, state.massive = state.seen + n.long(), state.massive + (len(x) - n).long()
-        state.l0 = active.sum() / n.clamp(min=1)
+        state.l0 = team.over_both(active.sum()) / n.clamp(min=1)
         loss, aux, penalty = (q.detach() for q in (outcome.reconstruction, outcome.aux, outcome.penalty))
         return StepLog(loss, aux, penalty, state.l0, len(x) - n)
 
@@ -64,12 +68,13 @@ def step(state: TrainState, x: Float[Tensor, "n d"], y: Float[Tensor, "n out"] |
 def _descend(state: TrainState) -> None:
     """One step of Adam; decoder rows of unit norm, if the recipe wants them."""
     W_dec, unit = state.sae.W_dec, state.config.decoder_norm == "unit"
+    state.team.sum_gradients(state.parameters)
     rows = max(1, _CHUNK // W_dec.shape[1])
     if unit:
         assert W_dec.grad is not None
         for gradient, row in zip(W_dec.grad.split(rows), W_dec.split(rows), strict=True):
             gradient.addcmul_((gradient * row).sum(1, keepdim=True), row, value=-1)
-    torch.nn.utils.clip_grad_norm_(state.parameters.values(), state.config.clip)
+    state.team.clip(state.parameters, state.config.clip)
     for group in state.adam.param_groups:
         group["lr"] = state.rate(state.step) * group["factor"]
     state.adam.step()
@@ -82,5 +87,6 @@ def _descend(state: TrainState) -> None:
 def refresh(state: TrainState) -> None:
     """List the dead features anew, and choose between sparse and dense (waits for the device)."""
     state.dead = (state.silent >= state.config.silence(state.steps, state.batch_size)).nonzero()[:, 0]
+    state.count_dead()
     if state.config.architecture in PENALISED:
-        state.dense = bool(state.l0 > DENSE * state.sae.config.d_sae) or state.sae.b_dec.device.type != "cpu"
+        state.dense = bool(state.l0 > DENSE * state.whole.d_sae) or state.sae.b_dec.device.type != "cpu"

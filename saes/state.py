@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saes.config import SAEConfig
 from saes.frame import Frame
 from saes.recipe import PENALISED, TrainConfig
 from saes.sae import SAE
+from saes.team import ALONE, Team
 
 
 @dataclass
@@ -25,12 +27,18 @@ class TrainState:
     step: int = 0
     batch_size: int | None = None
     """Rows of a step, where the store has fewer than the recipe's."""
+    team: Team = ALONE
+    """The processes that train together; `sae` holds this one's features."""
+    shape: SAEConfig | None = None
+    """Of the whole dictionary, where `sae` is a part of it."""
     parameters: dict[str, nn.Parameter] = field(init=False)
     adam: torch.optim.Adam = field(init=False)
     silent: Tensor = field(init=False)
     """Per feature, tokens since it last fired."""
     dead: Tensor = field(init=False)
     """The features the auxiliary loss trains until the next `refresh`."""
+    dead_elsewhere: int = field(init=False, default=0)
+    """How many more there are in other processes."""
     seen: Tensor = field(init=False)
     """Rows trained on so far."""
     massive: Tensor = field(init=False)
@@ -42,7 +50,7 @@ class TrainState:
 
     def __post_init__(self) -> None:
         sae, device = self.sae, self.sae.b_dec.device
-        self.config = config = self.config.filled(sae.config)
+        self.config = config = self.config.filled(self.whole)
         self.parameters = dict(sae.named_parameters())
         if config.architecture == "jumprelu":
             start = torch.full_like(sae.b_enc, self.length(config.threshold)).log()
@@ -55,9 +63,23 @@ class TrainState:
         self.silent = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)
         self.dead = torch.zeros(0, dtype=torch.int64, device=device)
         self.seen, self.massive = torch.zeros(2, dtype=torch.int64, device=device)
-        self.l0 = torch.tensor(float(sae.config.d_sae), device=device)
+        self.l0 = torch.tensor(float(self.whole.d_sae), device=device)
         self.dense = config.architecture in PENALISED
         self.memory = {name: tensor.to(device) for name, tensor in _memory(config).items()}
+
+    @property
+    def whole(self) -> SAEConfig:
+        """The shape of the whole dictionary."""
+        return self.shape or self.sae.config
+
+    def count_dead(self) -> None:
+        """Learn how many features are dead elsewhere."""
+        self.dead_elsewhere = self.team.agreed(len(self.dead)) - len(self.dead)
+
+    @property
+    def n_dead(self) -> int:
+        """Features the auxiliary loss trains, in the whole dictionary."""
+        return len(self.dead) + self.dead_elsewhere
 
     @property
     def log_threshold(self) -> nn.Parameter:
@@ -71,10 +93,11 @@ class TrainState:
 
     @property
     def level_ends(self) -> list[int]:
-        """Of a matryoshka run: the number of features of each nested dictionary."""
+        """Of a matryoshka run: the number of this process's features in each nested dictionary."""
         assert self.config.groups is not None
-        f = self.sae.config.d_sae
-        return [*(max(1, round(f * part)) for part in list(accumulate(self.config.groups))[:-1]), f]
+        f, here = self.whole.d_sae, self.team.features(self.whole.d_sae)
+        ends = [*(max(1, round(f * part)) for part in list(accumulate(self.config.groups))[:-1]), f]
+        return [min(max(end - here.start, 0), here.stop - here.start) for end in ends]
 
     def length(self, stated: float | None) -> float:
         """A length stated for mean norm sqrt(d), in the units of this run."""
@@ -91,7 +114,7 @@ class TrainState:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return self.config.rate(step, self.steps, self.sae.config.d_sae)
+        return self.config.rate(step, self.steps, self.whole.d_sae)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that changes from step to step."""

@@ -26,6 +26,8 @@ from saes.optimise import TrainState as TrainState
 from saes.optimise import step as step
 from saes.recipe import TrainConfig as TrainConfig
 from saes.sae import SAE, check_json
+from saes.team import Parallel
+from saes.team import team as team_of
 
 _KEPT = "Checkpoints written before are whole."
 DIVERGED = f"though all activations are finite: training diverged. {_KEPT} Take a smaller lr and another folder"
@@ -41,21 +43,24 @@ def fit(
     device: str | torch.device = "cpu",
     metadata: Mapping[str, Any] | None = None,
     tracker: Tracker | None = None,
+    parallel: Parallel | None = None,
 ) -> SAE:
     """Train an SAE on one site of a store and save it in `path`; called again, continue or return what is finished.
 
     With `site_out`, a transcoder from `site` to it; with a list of sites, a crosscoder over them. `metadata` is added
-    to the provenance in `cfg.json`; `tracker` gets every line of metrics (`interp.trackers`).
+    to the provenance in `cfg.json`; `tracker` gets every line of metrics (`interp.trackers`). Under `torchrun`,
+    `parallel` says what the processes divide, see `saes.team`: every one makes this call, and gets the whole SAE.
     """
-    path, sites = Path(path), TrainedSites.parse(site, site_out)
+    path, sites, team = Path(path), TrainedSites.parse(site, site_out), team_of(parallel)
     if len(store) == 0:
         raise InputError("the store holds no activations; extract some first")
     check_json(metadata or {}, "metadata")
     path.mkdir(parents=True, exist_ok=True)
-    with only_writer(path):
+    with only_writer(path) if team.rank == 0 else contextlib.nullcontext():
         if finished_before(path, settings(store, config, sites)):
             return SAE.load(path, device=device)
-        return _fit(Fitting(store, config, path, sites, device=device, tracker=tracker), metadata)
+        team.wait()  # until all have seen that it isn't finished
+        return _fit(Fitting(store, config, path, sites, device=device, tracker=tracker, team=team), metadata)
 
 
 def _fit(fitting: Fitting, metadata: Mapping[str, Any] | None) -> SAE:
@@ -63,7 +68,7 @@ def _fit(fitting: Fitting, metadata: Mapping[str, Any] | None) -> SAE:
     try:
         with (
             contextlib.closing(fitting.batches(first)) as source,
-            bar(steps * size, "train SAE", unit="tok", done=first * size) as progress,
+            bar(steps * size, "train SAE", unit="tok", done=first * size, show=_shown(fitting)) as progress,
         ):
             while not fitting.done:
                 fitting.advance(next(source))
@@ -71,6 +76,10 @@ def _fit(fitting: Fitting, metadata: Mapping[str, Any] | None) -> SAE:
     except NotFinite as error:
         raise InputError(diagnosis(error, fitting)) from None
     return fitting.finish(metadata)
+
+
+def _shown(fitting: Fitting) -> bool | None:
+    return None if fitting.team.rank == 0 else False
 
 
 def diagnosis(error: NotFinite, fitting: Fitting) -> str:
