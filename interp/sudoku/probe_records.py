@@ -220,5 +220,7 @@ class ProbeStudy(Record):
         for found in self.rows:
             if (found.model, found.source, found.layer, found.target, found.probe) == wanted:
                 return found
-        have = sorted({(row.model, row.source, row.layer) for row in self.rows})
-        raise InputError(f"no row for {wanted}; there are those of {have}")
+        have = {
+            n: sorted({getattr(row, n) for row in self.rows}) for n in ("model", "source", "layer", "target", "probe")
+        }
+        raise InputError(f"no row for {dict(zip(names, wanted, strict=True))}; the study has {have}")

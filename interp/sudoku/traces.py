@@ -67,7 +67,9 @@ class TraceSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, chosen: slice | Int[np.ndarray, " k"] | Bool[np.ndarray, " b"]) -> "TraceSet":
+    def __getitem__(self, chosen: slice | int | Int[np.ndarray, " k"] | Bool[np.ndarray, " b"]) -> "TraceSet":
+        if isinstance(chosen, int | np.integer):
+            raise InputError(f"traces[{chosen}] would be no set of traces; one of them is traces.trace({chosen})")
         return TraceSet(self.rules, *(getattr(self, name)[chosen] for name in ARRAYS))
 
     def trace(self, i: int) -> Trace:

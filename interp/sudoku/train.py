@@ -38,10 +38,12 @@ def train_sudoku(
     device: str | torch.device | None = None,
     workers: int = 1,
     tracker: Tracker | None = None,
+    show: bool | None = None,
 ) -> SudokuModel:
     """Train in `folder`, or go on where a run with these settings stopped there; the finished model.
 
-    `workers` make the pool and the puzzles to test on. `device=None` is a GPU if there is one.
+    `workers` make the pool and the puzzles to test on. `device=None` is a GPU if there is one; `show` is the
+    progress bar's.
     """
     folder = Path(folder)
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +66,7 @@ def train_sudoku(
             settings=settings.to_json(),
             label=f"{settings.model.n}x{settings.model.n} Sudoku",
             tracker=tracker,
+            show=show,
         )
     except NotFinite as error:
         advice = "lower lr, or set clip=1.0" if settings.clip is None else "lower lr or clip"

@@ -244,6 +244,13 @@ def test_a_cut_off_study_goes_on_where_it_stopped(study: ProbeStudy, tmp_path, m
         probe_study(models(a=1, b=2), dataclasses.replace(FAST, C=2.0), out=tmp_path, show=False)
 
 
+def test_a_row_that_is_not_there_is_named_beside_those_that_are(study: ProbeStudy):
+    have = study.rows[0]
+    assert study.row(have.model, have.source, have.layer, have.target, have.probe) is have
+    with pytest.raises(InputError, match=r"'target': 'cell-state'.*the study has .*'target': \[.*'cell state'"):
+        study.row(have.model, have.source, have.layer, "cell-state", have.probe)
+
+
 def test_bad_input_is_named():
     rules, boards = Rules.of(4), dense(4, 3)
     with pytest.raises(InputError, match="expected one of cell state, candidates, substructure, filled"):

@@ -224,6 +224,8 @@ def test_one_trace_and_some_traces(hard: TraceSet):
     assert (both.tokens[:2, narrow.tokens.shape[1] :] == 217).all()
     with pytest.raises(InputError, match=r"cannot join traces of boards of side \[4, 6\]"):
         TraceSet.joined([hard, make_traces(Rules.of(4), np.zeros((0, 16), np.int8), seed=0)])
+    with pytest.raises(InputError, match=r"one of them is traces\.trace\(3\)"):
+        hard[3]
 
 
 def test_saving(hard: TraceSet, tmp_path: Path):

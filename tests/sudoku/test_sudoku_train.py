@@ -63,6 +63,14 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(torch.equal(first[name], p) for name, p in again.hooked.hf.named_parameters())
 
 
+def test_the_bar_of_training_can_be_silenced(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = dataclasses.replace(TINY, steps=1, log_every=1, solve_every=0)
+    train_sudoku(settings, tmp_path / "silent", device="cpu", show=False)
+    assert capsys.readouterr().err == ""
+    train_sudoku(settings, tmp_path / "said", device="cpu")
+    assert "4x4 Sudoku" in capsys.readouterr().err
+
+
 def test_another_seed_gives_another_run():
     weights = []
     for settings in (TINY, TINY, dataclasses.replace(TINY, seed=4)):
