@@ -91,13 +91,15 @@ class Course(Generic[B]):
         *,
         settings: Mapping[str, Any],
         tracker: Tracker | None = None,
+        files: "RunFiles | None" = None,
     ) -> None:
         """Claim `folder` under `settings`, which must hold everything that decides the result, and resume."""
-        claim(folder, settings)
         self.trainee, self.pace, self.folder = trainee, pace, folder
-        self.step = _resume(trainee, folder)
-        self._metrics = Metrics(folder / "metrics.jsonl", after=self.step)
-        self._tracker = None if tracker is None else Guarded(tracker)
+        self.files = files or RunFiles()
+        self.files.claim(folder, settings)
+        self.step = self.files.resume(folder, trainee)
+        self._metrics = self.files.metrics(folder, self.step)
+        self._tracker = None if tracker is None or self._metrics is None else Guarded(tracker)
 
     @property
     def done(self) -> bool:
@@ -112,8 +114,9 @@ class Course(Generic[B]):
         if self.pace.logs(self.step):
             self._log()
         if self.pace.saves(self.step):
-            self._metrics.sync()
-            save_checkpoint(self.folder, self.step, self.trainee.tensors())
+            if self._metrics is not None:
+                self._metrics.sync()
+            self.files.save(self.folder, self.step, self.trainee)
 
     def _log(self) -> None:
         values = self.trainee.metrics()
@@ -125,9 +128,30 @@ class Course(Generic[B]):
                 until=self.step,
             )
         line = {"step": self.step, **values}
-        self._metrics.write(line)
+        if self._metrics is not None:
+            self._metrics.write(line)
         if self._tracker is not None:
             self._tracker(line)
+
+
+class RunFiles:
+    """How a run keeps itself in its folder; another kind is for runs of several processes."""
+
+    def claim(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Begin a run, or recognise it."""
+        claim(folder, settings)
+
+    def resume(self, folder: Path, trainee: Trainee[Any]) -> int:
+        """Restore the newest checkpoint; the number of steps it holds, 0 without one."""
+        return _resume(trainee, folder)
+
+    def metrics(self, folder: Path, after: int) -> "Metrics | None":
+        """Where lines of metrics go; None where another process writes them."""
+        return Metrics(folder / "metrics.jsonl", after=after)
+
+    def save(self, folder: Path, step: int, trainee: Trainee[Any]) -> None:
+        """Write the state after `step` steps, then drop all but the last two checkpoints."""
+        save_checkpoint(folder, step, trainee.tensors())
 
 
 def train(

@@ -220,7 +220,6 @@ class ProbeStudy(Record):
         for found in self.rows:
             if (found.model, found.source, found.layer, found.target, found.probe) == wanted:
                 return found
-        have = {
-            n: sorted({getattr(row, n) for row in self.rows}) for n in ("model", "source", "layer", "target", "probe")
-        }
+        names = ("model", "source", "layer", "target", "probe")
+        have = {name: sorted({getattr(row, name) for row in self.rows}) for name in names}
         raise InputError(f"no row for {dict(zip(names, wanted, strict=True))}; the study has {have}")
