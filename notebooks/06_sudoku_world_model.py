@@ -191,5 +191,5 @@ interval_curves(
 #
 # It does not show the paper's crossing: one model, of a tenth of a million weights, on 4×4 boards, not trained to its
 # end; and a verdict "substructure" says that cells are hard to read linearly at this one position, not that no other
-# form holds them. That a patch works says that the directions are used, not that nothing else is. The 9×9 preset has the
-# paper's shape and was not trained here.
+# form holds them. That a patch works says that the directions are used, not that nothing else is. The 9×9 preset has
+# the paper's shape and was not trained here.
