@@ -197,7 +197,7 @@ curves(
 # - Rank: one set of heads has routing of effective rank about 100 in the weights and of stable rank about 20; where it
 #   operates on text the same two measures say about 28 and 3. A "rank of routing" without its measure means nothing.
 # - Gauge: on text, the share of routing rises from 0.1 to 0.4, depending on layer, to 0.3 to 0.5 once keys are centred,
-#   with the attention unchanged. And so with surgery: as computed, removing filtering hurts more (3.8 against 3.0 nats);
+#   with the attention unchanged. So with surgery: as computed, removing filtering hurts more (3.8 against 3.0 nats);
 #   with keys centred, removing routing does (5.1 against 2.0).
 # - Induction heads are few, and no share of routing singles them out; the correlations over heads are moderate and
 #   change their sign with the gauge.
