@@ -205,12 +205,12 @@ sorted(again.provenance)
 # %% [markdown]
 # ## What was seen, and what it does not show
 #
-# - At about equal disturbance of neutral activations, MidSteer moves source prompts by 0.96 (p = 0.03); the flip by 0.20,
+# - At about equal disturbance of neutral activations, MidSteer moves source prompts by 0.96 (p = 0.03), the flip by 0.2,
 #   adding and projecting by nothing that can be told from chance. An instruction in the prompt: 0.36, at a KL of 0.36.
-# - It costs more KL (0.025 nats) than the others at that strength (0.002 to 0.006), and perplexity rises from 2.2 to 3.5.
+# - It costs more KL (0.025 nats) than the others at that strength (0.002 to 0.006); perplexity rises from 2.2 to 3.5.
 # - Target prompts: 0.01 under MidSteer, -0.18 under the flip; -0.15 with the target kept, which does not help here.
 #
-# It does not show that MidSteer is better: eight prompts a side, one concept, one layer, a small model, no correction for
-# the number of comparisons; the others are weak at this strength and are not measured at strengths that suit them.
+# It does not show that MidSteer is better: eight prompts a side, one concept, one layer, a small model, no correction
+# for the number of comparisons; the others are weak at this strength and are not measured at strengths that suit them.
 # Composition differs from both edits in turn by 0.25 in float32 on a text whose first position is massive; how much of
 # that is rounding was not looked into.
