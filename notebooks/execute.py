@@ -3,15 +3,16 @@
     python notebooks/execute.py              run all of them in full and write every .ipynb (`make notebooks`)
     python notebooks/execute.py 01 03        only those whose name begins so
 
-Each runs in a clean kernel and an empty folder, and a cell that raises, or prints to standard error, ends the run. In
-the file that is written Plotly figures are pictures, so that a code host shows them and the file stays small; a
-notebook run by hand shows them interactive.
+Each runs in a clean kernel and an empty folder, and a cell that raises, or writes more than progress bars to standard
+error, ends the run. In the file that is written Plotly figures are pictures, so that a code host shows them and the
+file stays small; a notebook run by hand shows them interactive.
 """
 
 import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -66,6 +67,7 @@ def execute(path: Path, environment: Mapping[str, str] | None = None, *, timeout
             extra_arguments=["--IPKernelApp.log_level=40"],  # warns of an unencrypted connection to itself
         )
         client.execute(env={**os.environ, **own, **(environment or {})})
+    drop_progress(notebook)
     if said := complaints(notebook):
         raise RuntimeError(f"{path.name}: {said[0]}")
     return notebook
@@ -79,6 +81,17 @@ def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
     """Every output of every cell."""
     for cell in notebook.cells:
         yield from cell.get("outputs", [])
+
+
+def drop_progress(notebook: NotebookNode) -> None:
+    """Take progress bars out of the outputs: lines on standard error that hold a percentage and a bar."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                lines = "".join(output.text).replace("\r", "\n").splitlines()
+                output.text = "\n".join(line for line in lines if line.strip() and not re.search(r"\d+%\|", line))
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" or output.text]
 
 
 def complaints(notebook: NotebookNode) -> list[str]:
