@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interp.anatomy import ModelSpec
 from interp.errors import InputError
+from interp.extraction import Extraction
 from interp.from_text import ExtractConfig, exclusions, read_text
 from interp.loading import parse_device, parse_dtype, sketch_hf
 from interp.model import HookedModel
@@ -101,36 +102,12 @@ class Sketch:
 
 def extraction_outline(config: ExtractConfig, out: Path, *, sketch: Sketch | None = None) -> dict[str, object]:
     """What `interp.from_text.extract_text` would do for these options."""
-    from interp.extract import prepare
-    from interp.tokenfile import TokenFile, tokenize
-
     sites = config.parsed_sites()
     sketch = sketch or Sketch.of(config.model, dtype=config.dtype, device=config.device)
     folder = config.tokens or out.with_name(out.name + ".tokens")
-    bos = config.prepend_bos
-    if bos is None:
-        bos = sketch.preset.prepend_bos if sketch.preset is not None else False
+    known = folder.exists()
     with tempfile.TemporaryDirectory() as scratch:
-        known = folder.exists()
-        tokens: TokenFile = tokenize(
-            read_text(config),
-            sketch.tokenizer,
-            folder if known else Path(scratch) / "tokens",
-            prepend_bos=bos,
-            max_tokens=config.max_tokens,
-        )
-        extraction = prepare(
-            sketch,
-            tokens,
-            sites,
-            out,
-            max_length=config.max_length,
-            token_budget=None if config.token_budget == "auto" else config.token_budget,
-            store_dtype=config.store_dtype,
-            seed=config.seed,
-            exclude=exclusions(config),
-            append=config.append,
-        )
+        extraction = _prepared(config, sketch, out, folder if known else Path(scratch) / "tokens")
         plan, missing = extraction.plan, extraction.missing
         windows = [length for shard in missing for length in _lengths(plan, shard)]
         seconds = sketch.seconds(max(sites), windows) if windows else 0.0
@@ -148,6 +125,29 @@ def extraction_outline(config: ExtractConfig, out: Path, *, sketch: Sketch | Non
         "seconds": round(seconds, 1),
         "basis": BASIS,
     }
+
+
+def _prepared(config: ExtractConfig, sketch: Sketch, out: Path, folder: Path) -> Extraction:
+    """The extraction into `out`, planned, of the token file in `folder`, which is made if it is not there."""
+    from interp.extract import prepare
+    from interp.tokenfile import tokenize
+
+    bos = config.prepend_bos
+    if bos is None:
+        bos = sketch.preset.prepend_bos if sketch.preset is not None else False
+    tokens = tokenize(read_text(config), sketch.tokenizer, folder, prepend_bos=bos, max_tokens=config.max_tokens)
+    return prepare(
+        sketch,
+        tokens,
+        config.parsed_sites(),
+        out,
+        max_length=config.max_length,
+        token_budget=None if config.token_budget == "auto" else config.token_budget,
+        store_dtype=config.store_dtype,
+        seed=config.seed,
+        exclude=exclusions(config),
+        append=config.append,
+    )
 
 
 def _lengths(plan: Plan, shard: int) -> list[int]:
