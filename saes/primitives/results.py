@@ -98,9 +98,10 @@ class Condition:
         seeds = sorted({sample.seed for sample in own})
         passed = [_more_than_half([s.passes(emotion) for s in own if s.seed == seed]) for seed in seeds]
         hits = sum(vote == emotion for vote in votes)
+        low, high = wilson(hits, len(votes))
         return cls(
             name=name, spec=spec, strict=all(passed), any_seed=any(passed), soft=2 * yes > asked, hits=hits,
-            answers=len(votes), failures=sum(vote is None for vote in votes), interval=tuple(wilson(hits, len(votes))),
+            answers=len(votes), failures=sum(vote is None for vote in votes), interval=(low, high),
             fluency=math.fsum(s.fluency for s in own) / len(own), yes=yes, note=note,
             repetition=math.fsum(s.repetition for s in own) / len(own),
         )  # fmt: skip

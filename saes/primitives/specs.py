@@ -153,7 +153,8 @@ class SteeringSpec:
                     f"feature {term.feature}: raw={raw}, expected strength times mean norm, {expected}; change both"
                 )
             terms.append(term)
-        return cls(**fields | {"terms": tuple(terms)})
+        fields["terms"] = tuple(terms)
+        return cls(**fields)
 
 
 def exact(kind: type[_T], value: Any, what: str) -> dict[str, Any]:
