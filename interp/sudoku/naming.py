@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from interp.sudoku.tokens import Vocabulary
 
 
-def text_of(words: Vocabulary, tokens: Iterable[int]) -> str:
+def text_of(words: Vocabulary, tokens: Iterable[int | np.integer]) -> str:
     """The tokens' names, a space between."""
     return " ".join(words.describe(int(token)) for token in tokens)
 
