@@ -173,6 +173,8 @@ for turn in range(1 if SMALL else 3):
     with torch.inference_mode():
         for batch in windows:
             model.hf(input_ids=batch.tokens.to(model.device), use_cache=False)
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     seconds["bare forward pass"].append(time.perf_counter() - begun)
     begun = time.perf_counter()
     extract(model, tokens, [site], OUT / f"turn-{turn}", progress=False, **settings).verify()
