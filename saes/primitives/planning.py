@@ -34,6 +34,8 @@ from saes.primitives.lens_scores import CHUNK_BYTES
 from saes.primitives.options import PrimitivesConfig, check_early, emotion_set, emotions_of
 
 CONDITIONS = 6
+LOCAL_JUDGES = 5
+"""Of the panel that runs here."""
 PAID_PROMPT, PAID_ANSWER = 260, 6
 """Tokens of a call to an endpoint: instruction, 27 options and a short text; the answer."""
 _LENS_ROWS = 64
@@ -121,7 +123,7 @@ class _Shapes:
     source: str
 
 
-def outline(config: PrimitivesConfig, *, local_judges: int) -> dict[str, object]:
+def outline(config: PrimitivesConfig, *, local_judges: int = LOCAL_JUDGES) -> dict[str, object]:
     """All of it, by name, for `--dry-run` and before a run; writes nothing and loads no weights."""
     check_early(config)
     known = emotion_set(config)
