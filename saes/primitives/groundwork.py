@@ -17,7 +17,7 @@ from interp.model import HookedModel
 from interp.sealing import read_json, write_json
 from interp.sites import Site
 from interp.store import ActivationStore
-from interp.tokenfile import tokenize
+from interp.tokenfile import TokenFile, tokenize
 from saes.belongs import places_of
 from saes.evaluate import Evaluation, evaluate
 from saes.primitives.catalogue import KINDS, Catalogue, Selection, find_candidates
@@ -66,7 +66,9 @@ def dictionary(config: PrimitivesConfig, model: HookedModel, emotions: Categorie
     sae = fit(stores["train"], config.recipe, config.out / "sae", site=site, device=model.device).to(model.device)
     path = config.out / "evaluation.json"
     if not path.exists():
-        evaluate(sae, stores["held_out"], site, seed=config.seed).save(path)
+        tokens = TokenFile.open(config.out / "tokens" / "held_out")
+        evaluate(sae, stores["held_out"], site, model=model, tokens=tokens, max_ce_tokens=2_000,
+                 seed=config.seed).save(path)  # fmt: skip
     found = Evaluation.load(path)
     say(f"      on {found.n_tokens:,} held-out tokens: explained variance {found.explained_variance:.3f}, "
         f"{found.l0:.1f} active features, {found.dead_fraction:.1%} never active")  # fmt: skip

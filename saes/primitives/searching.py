@@ -1,0 +1,150 @@
+"""The search within what the budget leaves: speeds measured, effort decided once and kept, emotions one by one.
+
+    coverage = searched(Task(config, found, known, emotions, facts, catalogue), spent=seconds, say=print)
+
+Speeds are of one batch of the run's own texts, unsteered and steered by a candidate, and of the panel's answers about
+them; both are kept and used. The panel is also tried on hand-written scenes of known emotion (`known_texts`).
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from interp.judges import Judge
+from interp.sealing import read_json, write_json
+from saes.primitives.catalogue import Catalogue
+from saes.primitives.categories import Categories
+from saes.primitives.controls import Way
+from saes.primitives.coverage import Setup, cover_emotion, judge_validity, summed
+from saes.primitives.data import scenes, story_openings
+from saes.primitives.dictionary import SiteFacts
+from saes.primitives.groundwork import Dictionary, Say
+from saes.primitives.options import PrimitivesConfig, remote_judges
+from saes.primitives.panel_runs import PanelRun
+from saes.primitives.planning import Effort, Speeds, fitted
+from saes.primitives.recipe_search import Candidates, SearchConfig
+from saes.primitives.recipes import COVERAGE_FILE
+from saes.primitives.results import Coverage, Term
+from saes.primitives.specs import SteeringSpec
+from saes.primitives.writing import Request, Settings, Writer
+
+MOST = 4
+"""Candidates of a class that are tried alone."""
+_TRIAL_TEXTS, _TRIAL_TOKENS, _KNOWN = 8, 16, 30
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is before the search."""
+
+    config: PrimitivesConfig
+    found: Dictionary
+    known: Categories
+    emotions: tuple[str, ...]
+    facts: SiteFacts
+    catalogue: Catalogue
+
+    def candidates(self, emotion: str) -> Candidates:
+        """Of one emotion: its naming-gates, the selves, and the other selves as partners."""
+        naming = tuple(c.feature for c in self.catalogue.of("naming", emotion))[:MOST]
+        selves = tuple(c.feature for c in self.catalogue.of("self"))
+        return Candidates(naming, selves[:MOST], selves[MOST : 2 * MOST])
+
+    def template(self) -> SteeringSpec:
+        """Mean norm and site; its term is not used."""
+        return SteeringSpec((Term(0, 0.5),), self.facts.mean_norm, site=str(self.found.site),
+                            n_features=self.found.sae.config.d_sae)  # fmt: skip
+
+
+def searched(task: Task, *, spent: float, say: Say, clock: Callable[[], float] = time.perf_counter) -> Coverage:
+    """Every emotion that the budget allows, each kept in the ledgers as it comes."""
+    path, start = task.config.out / COVERAGE_FILE, clock()
+    if path.exists():
+        return Coverage.from_json(read_json(path, "a coverage of emotions"))
+    panel = PanelRun(_judges(task), task.known, task.config.out / "search")
+    validity = _validity(task, panel, say)
+    left = 60 * task.config.budget - spent
+    effort, cut = _effort(task, panel, left - (clock() - start), say)
+    setup, cells = _setup(task, panel, effort), []
+    for emotion in task.emotions:
+        if cells and clock() - start > left:
+            break
+        cells.append(cover_emotion(emotion, task.candidates(emotion), setup))
+        steered = cells[-1].condition("steered")
+        outcome = "no recipe" if steered is None else f"{steered.hits} of {steered.answers} answers hit"
+        say(f"      {emotion}: {outcome}")
+    missing = task.emotions[len(cells) :]
+    lines = [*cut, *([f"emotions, for want of time: {', '.join(missing)}"] if missing else [])]
+    coverage = summed(cells, setup, facts={"cut": lines, "effort": dataclasses.asdict(effort), "validity": validity})
+    write_json(path, coverage.to_json())
+    return coverage
+
+
+def known_texts(config: PrimitivesConfig) -> dict[str, tuple[int, int]]:
+    """How often each judge was right about scenes of known emotion, and of how many."""
+    coverage = read_json(config.out / COVERAGE_FILE, "a coverage of emotions")
+    return {judge: (row[0], row[1]) for judge, row in coverage["facts"].get("validity", {}).items()}
+
+
+def _judges(task: Task) -> tuple[Judge, ...]:
+    from saes.primitives.local_judges import local_panel
+
+    local = local_panel(task.found.model) if "local" in task.config.judges else ()
+    return (*local, *remote_judges(task.config))
+
+
+def _validity(task: Task, panel: PanelRun, say: Say) -> dict[str, list[int]]:
+    """Scenes of the set's emotions, evenly taken; empty where the set has none of them."""
+    labels = task.known if task.config.scenes else None
+    texts = [(s.emotion, s.text) for s in scenes(task.config.scenes, emotions=labels) if s.emotion in task.known.names]
+    if not texts:
+        return {}
+    step = max(1, math.ceil(len(texts) / _KNOWN))
+    found = judge_validity(panel, texts[::step])
+    say("      right about scenes of known emotion: "
+        + ", ".join(f"{name} {right}/{n}" for name, (right, n, _) in found.items()))  # fmt: skip
+    return {name: list(row) for name, row in found.items()}
+
+
+def _effort(task: Task, panel: PanelRun, left: float, say: Say) -> tuple[Effort, tuple[str, ...]]:
+    """Decided once, by measured speeds, and kept."""
+    path = task.config.out / "effort.json"
+    if not path.exists():
+        speeds = _speeds(task, panel)
+        fit = fitted(left, len(task.emotions), seeds=task.config.seeds, judges=len(panel.judges), speeds=speeds)
+        write_json(path, dataclasses.asdict(fit) | {"speeds": dataclasses.asdict(speeds)})
+    kept = read_json(path, "run")
+    effort, cut = Effort(**kept["effort"]), tuple(kept["cut"])
+    speeds = Speeds(**kept["speeds"])
+    say(f"      {speeds.tokens_per_second:.0f} tokens/s, {1e3 * speeds.seconds_per_call:.0f} ms an answer: "
+        f"{effort.trials} trials, {effort.prompts} prompts, {effort.tokens} tokens a text")  # fmt: skip
+    for line in cut:
+        say(f"      cut to the budget: {line}")
+    return effort, cut
+
+
+def _speeds(task: Task, panel: PanelRun) -> Speeds:
+    writer = Writer(task.found.model, task.found.sae, task.found.site, None, Settings(_TRIAL_TOKENS))
+    openings = story_openings(task.config.openings)
+    way = Way("steered", task.template())
+    requests = [Request(way, openings[i % len(openings)], 10_000 + i) for i in range(_TRIAL_TEXTS)]
+    start = time.perf_counter()
+    texts = [one.text for one in writer.write(requests)]
+    wrote = time.perf_counter()
+    panel.votes(texts, seed=10_000)
+    asked = time.perf_counter()
+    each = (asked - wrote) / (len(texts) * len(panel.judges))
+    return Speeds(_TRIAL_TEXTS * _TRIAL_TOKENS / (wrote - start), each)
+
+
+def _setup(task: Task, panel: PanelRun, effort: Effort) -> Setup:
+    config, found = task.config, task.found
+    openings, n = story_openings(config.openings), effort.prompts
+    settings = Settings(max_new_tokens=effort.tokens)
+    writer = Writer(found.model, found.sae, found.site, config.out / "search", settings)
+    return Setup(
+        writer, panel, task.template(), task.facts.density, openings[:n], openings[n : 2 * n] or openings[:n],
+        tuple(range(config.seeds)), SearchConfig(trials=effort.trials),
+    )  # fmt: skip
