@@ -91,7 +91,7 @@ def known_texts(config: PrimitivesConfig) -> dict[str, tuple[int, int]]:
 def _judges(task: Task) -> tuple[Judge, ...]:
     from saes.primitives.local_judges import local_panel
 
-    local = local_panel(task.found.model) if "local" in task.config.judges else ()
+    local = local_panel(task.found.model, task.known) if "local" in task.config.judges else ()
     return (*local, *remote_judges(task.config))
 
 
