@@ -16,7 +16,7 @@ lone cell is dealt any other emotion.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Setup:
     search_prompts: tuple[str, ...] = ()
     """Of the search; by default the same."""
     seeds: tuple[int, ...] = (0, 1)
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         if not self.prompts or not self.seeds or len(set(self.seeds)) != len(self.seeds):

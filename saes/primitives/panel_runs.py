@@ -6,10 +6,10 @@
     run.says(texts, "joy", seed=0)      one dict a text: {judge: True, False or None}
 
 The forced choice is among all categories, its options in an order that text and seed decide. An `EndpointJudge` draws
-one for each text by itself; other judges are asked in `orders` of them, among which the text's digest chooses, so that
-texts of one order are answered in one batch. What a judge answered is kept under (judge and its settings, question,
-text, seed) before anything is made of it, and endpoints without a cache of answers get one in the folder: a run that is
-called again repeats no question.
+one for each text by itself, and judges that read no list of options (`order_free`, embeddings, lexicon) need none; all
+others are asked in `orders` of them, among which the text's digest chooses, so that texts of one order share a batch.
+What a judge answered is kept under (judge and its settings, question, text, seed) before anything is made of it, and
+endpoints without a cache of answers get one in the folder: a run that is called again repeats no question.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float
 
 from interp.errors import InputError
-from interp.judges import EndpointJudge, Judge, Question
+from interp.judges import EmbeddingJudge, EndpointJudge, Judge, LexiconJudge, Question
 from interp.model import HookedModel
 from interp.sealing import digest
 from interp.stats import fleiss_kappa
@@ -110,10 +110,14 @@ class PanelRun:
         todo = [t for t in dict.fromkeys(texts) if self.kept.get(common | {"text": t}) is None]
         groups: dict[int, list[str]] = {}
         for text in todo:
-            own = isinstance(judge, EndpointJudge) or len(question.options) == 2
+            own = _needs_no_order(judge) or len(question.options) == 2
             groups.setdefault(0 if own else int(digest([text, seed])[:8], 16) % self.orders, []).append(text)
         for number, group in sorted(groups.items()):
-            asked, places = _ordered(question, number, seed) if number else (question, range(len(question.options)))
+            asked, places = (
+                _ordered(question, number, seed)
+                if not _needs_no_order(judge) and len(question.options) > 2
+                else (question, range(len(question.options)))
+            )
             for start in range(0, len(group), self.chunk):
                 part = group[start : start + self.chunk]
                 found = judge.score(part, asked, seed=seed).weights[:, np.argsort(places)]
@@ -133,6 +137,11 @@ class PanelRun:
         return {judge.name: identity(judge) for judge in self.judges}
 
 
+def _needs_no_order(judge: Judge) -> bool:
+    """Whether it orders the options by itself, or reads them without any order."""
+    return isinstance(judge, EndpointJudge | EmbeddingJudge | LexiconJudge) or getattr(judge, "order_free", False)
+
+
 def identity(judge: Judge) -> dict[str, Any]:
     """What a judge's answers depend on: its kind, its settings, the weights or the address of its model."""
     facts: dict[str, Any] = {"kind": type(judge).__name__, "name": judge.name}
@@ -144,7 +153,7 @@ def identity(judge: Judge) -> dict[str, Any]:
         value = getattr(judge, entry.name)
         if isinstance(value, HookedModel):
             facts[entry.name] = fingerprint(value)
-        elif isinstance(value, str | int | float | tuple | None):
+        elif isinstance(value, str | int | float | tuple | dict | None):
             facts[entry.name] = value
     return facts
 
