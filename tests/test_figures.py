@@ -1,7 +1,9 @@
 """Figures hold the numbers they are given, with units on their axes, in colours that can be told from the page."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from interp.errors import InputError
 from interp.figures.densities import density_histogram
 from interp.figures.losses import loss_bars
 from interp.figures.norms import norm_distribution
-from interp.figures.style import PALETTE, decades
+from interp.figures.style import GREY, PALETTE, blank, decades
+from interp.figures.throughput import throughput_bars
 from interp.figures.training import MOST_POINTS, curve_names, training_curves
 from tests import report_samples as samples
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_importing_figures_and_pages_loads_no_plotly():
@@ -35,6 +40,12 @@ def luminance(colour: str) -> float:
 def test_every_colour_can_be_told_from_light_and_dark(colour: str, background: str):
     low, high = sorted((luminance(colour), luminance(background)))
     assert (high + 0.05) / (low + 0.05) >= 3.0  # WCAG 1.4.11 for graphics
+
+
+@pytest.mark.parametrize(("background", "least"), [("#ffffff", 4.5), ("#111111", 4.0)])
+def test_text_can_be_read_on_light_and_dark(background: str, least: float):
+    low, high = sorted((luminance(blank().layout.template.layout.font.color), luminance(background)))
+    assert (high + 0.05) / (low + 0.05) >= least
 
 
 def test_training_curves_hold_the_log():
@@ -127,3 +138,31 @@ def test_ticks_of_logarithmic_axes(low: float, high: float, names: list[str]):
     assert ticks["ticktext"] == names
     plain = [float(name) for name in names if name.isascii()]
     np.testing.assert_allclose(10 ** np.array(ticks["tickvals"][len(names) - len(plain) :]), plain)
+
+
+def test_throughput_bars_show_medians_with_their_spread_fastest_on_top():
+    results = json.loads((ROOT / "benchmarks/results/extraction.json").read_text())["workloads"]["equal"]["results"]
+    figure = throughput_bars(results)
+    bars = figure.data[0]
+    speeds = {r["name"]: r["tokens_per_second"] for r in results}
+    assert len(bars.x) == len(results) and list(bars.x) == sorted(bars.x)
+    for name, x, more, less in zip(bars.customdata, bars.x, bars.error_x.array, bars.error_x.arrayminus, strict=True):
+        spread = speeds[name[0]]
+        assert (x, x + more, x - less) == pytest.approx((spread["median"], spread["max"], spread["min"]))
+    assert "tokens per second" in figure.layout.xaxis.title.text and figure.layout.xaxis.range[0] == 0
+    ceilings = {r["name"] for r in results if r.get("is_ceiling")}
+    assert {n[0] for n, c in zip(bars.customdata, bars.marker.color, strict=True) if c == GREY} == ceilings
+    with pytest.raises(InputError, match="no 'seconds' with median, min and max"):
+        throughput_bars(results, measure="seconds")
+    with pytest.raises(InputError, match="no results to draw"):
+        throughput_bars([])
+
+
+def test_every_figure_is_made_in_the_house_template():
+    """No module of figures makes a bare figure: each goes through `blank` or `dress`, which set the template."""
+    folder = ROOT / "interp/figures"
+    for path in sorted(folder.glob("*.py")):
+        text = path.read_text()
+        if path.name != "style.py":
+            assert "go.Figure(" not in text and "graph_objects.Figure(" not in text, path.name
+            assert "make_subplots(" not in text or "dress(" in text, path.name

@@ -72,7 +72,9 @@ def test_patterns_run_downwards_with_tokens_on_both_axes():
     low, high = figure.layout.yaxis.range
     assert low > high  # position 0 on top
     assert list(figure.layout.xaxis.ticktext)[1] == "␣the"
-    assert "source" in figure.layout.xaxis.title.text and figure.layout.yaxis.title.text == "destination"
+    assert "masked" in figure.layout.coloraxis.colorbar.title.text
+    titles = {figure.layout[name].title.text for name in ("xaxis", "xaxis2")}
+    assert titles == {"source"} and figure.layout.yaxis.title.text == "destination"
     assert "<img" not in figure.to_json()
 
 
@@ -197,3 +199,18 @@ def test_highlights_refuse_what_does_not_fit():
         token_grid(["a"], [math.nan])
     with pytest.raises(InputError, match="scales positive"):
         token_grid(["a"], [1.0], scales=[0.0])
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("show", ["probability", "entropy", "rank"])
+def test_the_text_of_a_lens_is_legible_in_every_cell_whatever_the_page(show):
+    cells = lens_cells(torch.randn(2, 3, 9), Letters(), targets=torch.arange(3))
+    (grid,) = lens_grid(cells, list("abc"), show=show).data
+    for _, ground in grid.colorscale:
+        low, high = sorted((luminance(grid.textfont.color), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 7

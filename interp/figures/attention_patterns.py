@@ -91,7 +91,10 @@ def _laid_out(
 ) -> "plotly.graph_objects.Figure":
     at = [tick**0.5 if colour == "root" else tick for tick in _TICKS]
     bar = {
-        "title": {"text": "weight" + (" (√ scale)" if colour == "root" else ""), "side": "right"},
+        "title": {
+            "text": "weight" + (", √ scale" if colour == "root" else "") + (" (blank: masked)" if causal else ""),
+            "side": "right",
+        },
         "tickvals": at,
         "ticktext": [f"{tick:g}" for tick in _TICKS],
         "thickness": 11,
@@ -114,7 +117,7 @@ def _laid_out(
         # Names of tokens stand below the lowest square of each column, also where the last row is not full.
         if head + columns >= n:
             figure.update_xaxes(
-                title_text="source" + (" (blank: masked)" if causal else ""),
+                title_text="source",
                 showticklabels=True,
                 row=head // columns + 1,
                 col=head % columns + 1,

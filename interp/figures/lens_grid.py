@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.figures.attention_style import soft
-from interp.figures.style import BLUE, GREEN, GREY, blank
+from interp.figures.style import blank
 from interp.figures.token_labels import plotly_text, token_ticks
 from interp.lens import token_strings
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 Shown = Literal["probability", "entropy", "rank"]
-_DEEPEST = 0.55
-"""Opacity of the strongest shade: the text of a cell stays legible on it, on a light and on a dark ground."""
+_TEXT, _PALE, _BLUE, _GREEN = "#15191d", "#eef1f4", "#69aadb", "#54bf9c"
+"""Opaque cells, pale to strong, with dark text of at least 7:1 on each: legible on a light and on a dark ground."""
 
 
 class LensCells(NamedTuple):
@@ -81,7 +80,7 @@ def lens_grid(
         xaxis_title="token read at the position",
         yaxis_title="residual stream after layer",
         height=110 + 24 * depth + 7 * letters,
-        width=max(480, 150 + 10 * min(letters, 8) * t) if t > 12 else None,
+        width=max(700, 150 + 7 * (letters + 1) * t) if t > 12 else None,
     )
     figure.add_heatmap(
         z=values,
@@ -89,7 +88,7 @@ def lens_grid(
         y=list(range(depth)),
         text=[[plotly_text(cell[0][0], most=letters) for cell in row] for row in cells.top],
         texttemplate="%{text}",
-        textfont={"size": 11},
+        textfont={"size": 11, "color": _TEXT},
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
         colorscale=scale,
@@ -111,8 +110,7 @@ def _ranks(logp: Tensor, targets: Tensor) -> np.ndarray:
 
 
 def _shade(cells: LensCells, show: str) -> tuple[Any, Any, float, float, str]:
-    clear = soft(GREY, 0.08)
-    rising, falling = [[0, clear], [1, soft(BLUE, _DEEPEST)]], [[0, soft(BLUE, _DEEPEST)], [1, clear]]
+    rising, falling = [[0, _PALE], [1, _BLUE]], [[0, _BLUE], [1, _PALE]]
     if show == "probability":
         return (
             np.array([[cell[0][1] for cell in row] for row in cells.top]),
@@ -128,7 +126,7 @@ def _shade(cells: LensCells, show: str) -> tuple[Any, Any, float, float, str]:
     if cells.rank is None:
         raise InputError("the rank of the true next token needs `targets` when the cells are made")
     logs = np.log10(cells.rank)
-    green = [[0, soft(GREEN, _DEEPEST)], [1, clear]]
+    green = [[0, _GREEN], [1, _PALE]]
     return logs, green, 0, float(max(1.0, np.ceil(logs.max()))), "rank of the true next token (log scale)"
 
 

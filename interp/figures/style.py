@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#2a7fc0", "#d55e00", "#009e73", "#b9659a", "#7d848c"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, GREY)
 FONT = '-apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
-_INK, _GRID, _AXIS = "#565e67", "#e0e3e6", "#c3c9cf"
+# Text of 4.5:1 on white and about 4:1 on near-black, the best that one colour does on both; a page sets its own.
+_INK, _GRID, _AXIS = "#6f777f", "rgba(125,133,141,0.28)", "rgba(125,133,141,0.55)"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 

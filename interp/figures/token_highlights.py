@@ -96,7 +96,8 @@ def token_grid(
         xgap=1.5,
         ygap=3,
         colorbar={
-            "title": {"text": f"{unit}, share of the row's scale", "side": "right"},
+            "title": {"text": "share of<br>row's scale"},
+            "nticks": 3,
             "thickness": 11,
             "outlinewidth": 0,
         },
