@@ -5,7 +5,7 @@
 
     1  each candidate alone at each of a few strengths
     2  the best few of them with every partner (the other candidates; selves and a denial feature) added or suppressed;
-       where nothing of 1 gained anything, every pair of candidates instead
+       where nothing of 1 gained anything, every pair of candidates instead, at the least strength
     3  the strengths of the best changed one at a time
 
 The recipe of the best score is chosen if it gains more than `least_gain` on unsteered text of the same prompts and
@@ -111,8 +111,8 @@ def search_recipe(
         run.tried(run.extended(trial.spec, i, s) for trial in best for i in names for s in config.partner_strengths
                   if i not in trial.spec.features)  # fmt: skip
     else:
-        middle = sorted(config.strengths)[len(config.strengths) // 2]
-        run.tried(run.spec(((i, a * middle), (j, b * middle))) for a, b in ((1, 1), (1, -1), (-1, 1))
+        least = min(config.strengths, key=abs)  # two features push further than one
+        run.tried(run.spec(((i, a * least), (j, b * least))) for a, b in ((1, 1), (1, -1), (-1, 1))
                   for i, j in combinations(names, 2))  # fmt: skip
     if run.trials and (top := run.best).score > run.base + config.least_gain:
         run.tried(_changed(top.spec, i, factor) for i in range(len(top.spec.terms)) for factor in config.factors)
