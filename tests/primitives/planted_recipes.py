@@ -10,6 +10,7 @@ without steering nothing is written along them. No feature promotes emotion2.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,8 @@ def plant(seed: int = 0) -> tuple[HookedModel, SAE, Categories]:
     words = [p.tokens(some) for some in p.emotions.values()]
     v, w, u = (p.embedding[p.ids[f"topic{i}"]] for i in range(3))
     with torch.no_grad():
-        head = p.model.hf.lm_head.weight
+        hf: Any = p.model.hf
+        head = hf.lm_head.weight
         head.mul_(0.15)  # noise among 1,700 tokens, in place of one likeliest token
         head -= sum(torch.outer(head @ x, x) for x in (v, w, u))
         for some in words:

@@ -124,7 +124,7 @@ def test_a_run_killed_between_answers_or_texts_goes_on(stop: int, tmp_path: Path
     seen: list[tuple[str, str, int]] = []
     batches: list[Any] = []
     calls: list[int] = []
-    kills = 0
+    kills, cut = 0, None
 
     def stopping(left: int) -> tuple[Stopping, ...]:
         made = tuple(Stopping(name=judge.name) for judge in judges())
