@@ -1,5 +1,7 @@
 """The judges that run here: what they read, against plain forward passes, and what they leave out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_words_are_read_from_the_next_token_and_calibrated(planted: tuple[Hooked
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 
 
-def _embed(texts: list[str]) -> np.ndarray:
+def _embed(texts: Sequence[str]) -> np.ndarray:
     """Counts of letters, at length 1."""
     rows = np.array([[text.count(letter) + 1e-3 for letter in "abcdef"] for text in texts])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
