@@ -26,7 +26,7 @@ from interp.attention.behaviour import behaviour_rows
 from interp.attention.corpus_gram import corpus_grams
 from interp.attention.heads import kernel
 from interp.attention.operating import operating_rows
-from interp.attention.sectors import Sectors, rope_rows
+from interp.attention.sectors import rope_rows
 from interp.attention.surgery import Surgery
 from interp.attention.surgery_sweep import gauged, removals, surgery_sweep, truncations
 from interp.attention.survey_text import even_windows
@@ -128,7 +128,7 @@ depth_plot(
 
 # %%
 turned = rope_rows(model, layers=layers, progress=False)
-names = {name.replace("_", " "): f"rope_{name}" for name in Sectors._fields}
+names = {f"{parity} {kind}": f"rope_{parity}_{kind}" for parity in ("even", "odd") for kind in ("symmetric", "skew")}
 share_bars(turned, names, y_title="share of the four sectors")
 
 # %% [markdown]

@@ -48,10 +48,10 @@ boards_figure(rules, given, columns=3)
 
 # %%
 words, trace = Vocabulary(rules), traces.trace(0)
-print(text_of(words, trace.tokens))
+print(text_of(words, trace.tokens.tolist()))
 pd.DataFrame(
     {
-        "token": [text_of(words, [token]) for token in trace.tokens],
+        "token": [text_of(words, [token]) for token in trace.tokens.tolist()],
         "why": [Reason(r).name.lower() for r in trace.reasons],
     }
 ).T

@@ -205,7 +205,7 @@ sorted(again.provenance)
 # %% [markdown]
 # ## What was seen, and what it does not show
 #
-# - At about equal disturbance of neutral activations, MidSteer moves source prompts by 0.96 (p = 0.03), the flip by 0.2,
+# - At about equal disturbance of neutral activations, MidSteer moves source prompts by 0.96 (p = 0.03), flip by 0.2,
 #   adding and projecting by nothing that can be told from chance. An instruction in the prompt: 0.36, at a KL of 0.36.
 # - It costs more KL (0.025 nats) than the others at that strength (0.002 to 0.006); perplexity rises from 2.2 to 3.5.
 # - Target prompts: 0.01 under MidSteer, -0.18 under the flip; -0.15 with the target kept, which does not help here.

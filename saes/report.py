@@ -136,7 +136,7 @@ def _quality(e: Evaluation, where: str, rule: str) -> Section:
             f"{round(e.dead_fraction * _width(e)):,} of {_width(e):,} never fired on {e.n_tokens:,} held-out tokens",
         ),
         Tile("Cosine similarity", number(e.cosine), "of a row and its reconstruction, mean"),
-        Tile("Mean squared error", number(e.mse, ",.0f" if e.mse >= 100 else ".3g"), "summed over the width, per token"),
+        Tile("Mean squared error", number(e.mse, ",.0f" if e.mse >= 100 else ".3g"), "summed over d, per token"),
     ]
     note = Note(
         f"Massive rows are activation rows of {rule} (here {e.massive_threshold:,.0f}), mostly attention sinks: "
