@@ -52,8 +52,8 @@ def attention_patterns(
         rows=rows,
         cols=columns,
         subplot_titles=[plotly_text(title, most=40) for title in titles],
-        shared_xaxes="all",
-        shared_yaxes="all",
+        shared_xaxes="all",  # pyright: ignore[reportArgumentType]
+        shared_yaxes="all",  # pyright: ignore[reportArgumentType]
         horizontal_spacing=0.025,
         vertical_spacing=min(0.09, 40 / (rows * side)),
     )

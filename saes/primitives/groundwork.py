@@ -20,7 +20,7 @@ from interp.store import ActivationStore
 from interp.tokenfile import TokenFile, tokenize
 from saes.belongs import places_of
 from saes.evaluate import Evaluation, evaluate
-from saes.primitives.catalogue import KINDS, Catalogue, Selection, find_candidates
+from saes.primitives.catalogue import KINDS, Catalogue, Kind, Selection, find_candidates
 from saes.primitives.categories import Categories
 from saes.primitives.data import story_openings
 from saes.primitives.dictionary import SiteFacts, given_sae, site_facts, untrained_like
@@ -130,7 +130,9 @@ def catalogues(
 
 def counted(catalogue: Catalogue, untrained: Catalogue) -> list[dict[str, Any]]:
     """Candidates of each class and category in both."""
-    places = dict.fromkeys((c.kind, c.category) for one in (catalogue, untrained) for c in one.candidates)
+    places: dict[tuple[Kind, str], None] = dict.fromkeys(
+        (c.kind, c.category) for one in (catalogue, untrained) for c in one.candidates
+    )
     return [
         {"class": kind, "category": name, "trained": len(catalogue.of(kind, name)),
          "untrained": len(untrained.of(kind, name))}
