@@ -16,17 +16,16 @@ contexts are held as columns of at most `HELD` bytes: beyond that they are thinn
 needs about 0.5 kB a feature, and the finished text a few times `budget`.
 """
 
-import base64
 import math
-import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from interp.errors import InputError
+from interp.page.columns import Chips, Ragged, Rows, Table, as_numpy, ends, packed_size, vector
 from interp.page.escape import json_block, json_text
 from interp.page.parts import Part
 
@@ -35,8 +34,6 @@ BUDGET = 50_000_000
 """Bytes of a page that the browser's data may take: with plotly.js (5 MB) and the rest, a page stays below 60 MB."""
 HELD = 256 * 2**20
 """Bytes of contexts held while features are read."""
-_PACKED_FROM = 4096
-Number = int | float
 
 
 @runtime_checkable
@@ -107,9 +104,9 @@ class FeatureBrowser(Part):
 
 def encode(features: Iterable[FeatureLike], *, budget: int = BUDGET, held: int = HELD) -> dict[str, Any]:
     """The features as columns, ready for JSON. Raises `InputError` on what the page could not show truthfully."""
-    tokens, documents = _Table(), _Table()
-    rows, hist, edges = _Rows(4), _Ragged(), _Ragged()
-    promoted, suppressed = _Chips(tokens), _Chips(tokens)
+    tokens, documents = Table(), Table()
+    rows, hist, edges = Rows(4), Ragged(), Ragged()
+    promoted, suppressed = Chips(tokens), Chips(tokens)
     contexts = _Contexts(tokens, documents, held)
     for feature in features:
         _check(feature)
@@ -134,7 +131,7 @@ def encode(features: Iterable[FeatureLike], *, budget: int = BUDGET, held: int =
         "promoted": promoted.columns(),
         "suppressed": suppressed.columns(),
     }
-    size = _size(data) + sum(len(json_text(table.entries)) for table in (tokens, documents))
+    size = packed_size(data) + sum(len(json_text(table.entries)) for table in (tokens, documents))
     if size > budget:
         raise InputError(
             f"{len(index):,} features take {size:,} bytes without any context, more than the budget of {budget:,}: "
@@ -143,33 +140,13 @@ def encode(features: Iterable[FeatureLike], *, budget: int = BUDGET, held: int =
     return data | contexts.within(budget - size) | {"tokens": tokens.entries, "documents": documents.entries}
 
 
-def vector(values: Any, dtype: str) -> dict[str, Any]:
-    """A vector as `{"type": "u2", "base64": ...}`, little-endian, with `"packed": true` if so; u2, u4 and f4."""
-    found = np.ascontiguousarray(values, dtype=f"<{dtype}")
-    if found.nbytes >= _PACKED_FROM:
-        planes = found.view(np.uint8).reshape(-1, found.itemsize).T.tobytes()
-        return {"type": dtype, "packed": True, "base64": _base64(zlib.compress(planes, 6))}
-    return {"type": dtype, "base64": _base64(found.tobytes())}
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _size(data: Any) -> int:
-    """Bytes of packed vectors in a nest of mappings."""
-    if isinstance(data, Mapping):
-        return sum(map(_size, data.values())) + 30
-    return len(data) if isinstance(data, str) else 0
-
-
 class _Contexts:
     """The contexts of all features as columns; thinned when they grow beyond `held` bytes, and to a budget."""
 
-    def __init__(self, tokens: "_Table", documents: "_Table", held: int) -> None:
+    def __init__(self, tokens: "Table", documents: "Table", held: int) -> None:
         self._tokens, self._documents, self._held = tokens, documents, held
-        self._rows = _Rows(5)
-        self._windows = _Ragged()
+        self._rows = Rows(5)
+        self._windows = Ragged()
         self._token, self._level = array("I"), array("H")
         self._bounds = array("Q", [0])
         self._recorded = array("I")
@@ -192,7 +169,7 @@ class _Contexts:
         self._bounds.append(self._bounds[-1] + self._recorded_here)
         self._recorded_here = 0
         if 6 * len(self._token) + 40 * self._bounds[-1] > self._held:
-            most = self._most or int(np.diff(_numpy(self._bounds)).max())
+            most = self._most or int(np.diff(as_numpy(self._bounds)).max())
             if most > 1:
                 self._most = most // 2
                 self._keep(self._most)
@@ -201,31 +178,31 @@ class _Contexts:
         """The columns, with as many contexts of each feature as fit into `budget` bytes."""
         if self._most is not None:
             self._keep(self._most)
-        most = int(np.diff(_numpy(self._bounds)).max(initial=0))
+        most = int(np.diff(as_numpy(self._bounds)).max(initial=0))
         while True:
             columns = self._columns()
-            if (size := _size(columns)) <= budget or most == 0:
-                recorded = int(_numpy(self._recorded).max(initial=0))
+            if (size := packed_size(columns)) <= budget or most == 0:
+                recorded = int(as_numpy(self._recorded).max(initial=0))
                 return {"examples": columns, "sampled": {"shown": most, "recorded": recorded}}
             most = min(most - 1, int(most * budget / size))
             self._keep(most)
 
     def _keep(self, most: int) -> None:
         """Thin to `most` contexts a feature: the strongest, and others evenly spaced among those there."""
-        bounds = _numpy(self._bounds)
+        bounds = as_numpy(self._bounds)
         counts = np.diff(bounds)
         owner = np.repeat(np.arange(len(counts)), counts)
         place = np.arange(bounds[-1]) - bounds[owner]
         # Place p of c is kept where floor(p m / c) is a new number: m of them, the first always.
         step, of = np.minimum(counts, most)[owner], counts[owner]
         kept = (step > 0) & ((place * step) // of != ((place - 1) * step) // of)
-        widths = np.diff(_numpy(self._windows.bounds))
+        widths = np.diff(as_numpy(self._windows.bounds))
         tokens = np.repeat(kept, widths)
-        self._token = array("I", _numpy(self._token)[tokens].tobytes())
-        self._level = array("H", _numpy(self._level)[tokens].tobytes())
-        self._windows.bounds = array("Q", _ends(widths[kept]).tobytes())
-        self._rows.columns = [array("d", _numpy(column)[kept].tobytes()) for column in self._rows.columns]
-        self._bounds = array("Q", _ends(np.minimum(counts, most)).tobytes())
+        self._token = array("I", as_numpy(self._token)[tokens].tobytes())
+        self._level = array("H", as_numpy(self._level)[tokens].tobytes())
+        self._windows.bounds = array("Q", ends(widths[kept]).tobytes())
+        self._rows.columns = [array("d", as_numpy(column)[kept].tobytes()) for column in self._rows.columns]
+        self._bounds = array("Q", ends(np.minimum(counts, most)).tobytes())
 
     def _columns(self) -> dict[str, object]:
         document, position, activation, peak, scale = self._rows.columns
@@ -240,89 +217,6 @@ class _Contexts:
             "tokens": vector(self._token, self._tokens.dtype),
             "levels": vector(self._level, "u2"),
         }
-
-
-def _numpy(column: array) -> np.ndarray:
-    """A copy, since an array that numpy looks at cannot grow; bounds as signed numbers, whose differences may fall."""
-    return np.array(column, dtype=np.int64 if column.typecode == "Q" else None)
-
-
-def _ends(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-
-
-class _Table:
-    """Distinct entries in order of first sight; an entry's number is its place."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def numbers(self, entries: Iterable[str]) -> list[int]:
-        known = self._numbers
-        return [known.setdefault(entry, len(known)) for entry in entries]
-
-    @property
-    def entries(self) -> list[str]:
-        return list(self._numbers)
-
-    @property
-    def dtype(self) -> str:
-        return "u2" if len(self._numbers) <= 1 << 16 else "u4"
-
-
-class _Rows:
-    """Records that become columns of float64, which holds every index, count and float32 exactly."""
-
-    def __init__(self, width: int) -> None:
-        self.columns = [array("d") for _ in range(width)]
-
-    def add(self, *cells: Number) -> None:
-        for column, cell in zip(self.columns, cells, strict=True):
-            column.append(cell)
-
-
-class _Ragged:
-    """Lists of different lengths, end to end."""
-
-    def __init__(self) -> None:
-        self.flat = array("d")
-        self.bounds = array("Q", [0])
-
-    def add(self, values: Iterable[Number]) -> None:
-        before = len(self.flat)
-        self.flat.extend(values)
-        self.count(len(self.flat) - before)
-
-    def count(self, length: int) -> None:
-        self.bounds.append(self.bounds[-1] + length)
-
-    def offsets(self) -> dict[str, Any]:
-        return vector(self.bounds, "u4")
-
-
-class _Chips:
-    """Lists of (token, value)."""
-
-    def __init__(self, tokens: _Table) -> None:
-        self._tokens, self._numbers, self._values = tokens, _Ragged(), array("d")
-
-    def add(self, pairs: Iterable[tuple[str, float]]) -> None:
-        pairs = list(pairs)
-        self._numbers.add(self._tokens.numbers(token for token, _ in pairs))
-        self._values.extend(value for _, value in pairs)
-
-    def columns(self) -> dict[str, object]:
-        return {
-            "offsets": self._numbers.offsets(),
-            "tokens": vector(self._numbers.flat, self._tokens.dtype),
-            "values": vector(_rounded(self._values), "f4"),
-        }
-
-
-def _rounded(values: Any) -> np.ndarray:
-    """float32 with 12 bits of mantissa, nearest; the bits left out are zero and pack to nothing."""
-    bits = np.array(values, dtype=np.float32).view(np.uint32)
-    return ((bits + np.uint32(1 << 10)) & np.uint32(0xFFFFF800)).view(np.float32)
 
 
 def _check(feature: FeatureLike) -> None:
