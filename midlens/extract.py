@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from interp.distributed import WhereConfig
 from interp.from_text import ExtractConfig
+from interp.remote import as_url
 from midlens.console import Planned, finish, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extract(ExtractConfig, Planned):
+class Extract(WhereConfig, ExtractConfig, Planned):
     """Run a model over text and store activations; the same command again continues after an interruption."""
 
     example: ClassVar[str] = (
@@ -19,7 +21,7 @@ class Extract(ExtractConfig, Planned):
     figures: ClassVar[str] = "rows, sites, shards"
 
     out: Path
-    """Folder of the activation store."""
+    """Folder of the activation store, or its URL (s3://bucket/store)."""
 
     def plan(self) -> Mapping[str, object]:
         """What would be extracted, from the model's config and the text."""
@@ -29,9 +31,14 @@ class Extract(ExtractConfig, Planned):
 
     def run(self) -> int:
         """Print the plan, extract, say where."""
-        from interp.from_text import extract_text
+        from interp.distributed import extract_anywhere
 
-        config = self.settings(ExtractConfig)
-        store = extract_text(config, self.out, announce=say)
+        where, config = self.settings(WhereConfig), self.settings(ExtractConfig)
+        store = extract_anywhere(config, self.out, where, announce=say)
+        if isinstance(store, Path):
+            return finish(store, figures={"piece": self.piece})
         figures = {"rows": len(store), "sites": list(map(str, store.sites)), "shards": len(store.manifest["shards"])}
+        if (url := as_url(self.out)) is not None:
+            say(url)
+            return finish(figures=figures | {"url": url})
         return finish(self.out, figures=figures)

@@ -4,6 +4,7 @@ All are functions of the step (from 0) and the number of steps, hence of nothing
 """
 
 import math
+from typing import Any
 
 
 class Schedules:
@@ -22,7 +23,7 @@ class Schedules:
     epochs: float
     tokens: int | None
     batch_size: int
-    architecture: str
+    architecture: Any  # `saes.recipe.Training`
     lr: float | None
     warmup: float
     decay: float

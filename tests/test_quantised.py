@@ -263,7 +263,7 @@ def test_the_error_is_stated(store, exact, capsys):
         assert store.error[name] == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4)
         assert store.manifest["error"][name] == store.error[name]
         assert sum(e["error"][name]["vectors"] for e in store.manifest["shards"]) == lost.numel()
-    assert Store("info", store.path).run() == 0
+    assert Store("info", (store.path,)).run() == 0
     mean, worst, overall = (store.error[RESID][name] for name in ("mean", "worst", "overall"))
     said = f"error      {RESID}: {mean:.1e} of a row's squared norm on average, {worst:.1e} at most; {overall:.1e} over"
     assert said in capsys.readouterr().out

@@ -213,12 +213,12 @@ def test_merging(store, tmp_path):
 def test_a_store_in_words_and_its_damage_as_a_status(copied, capsys):
     from midlens.store import Store
 
-    assert Store("info", copied).run() == 0
+    assert Store("info", (copied,)).run() == 0
     text = capsys.readouterr().out
     for part in ("blocks.1.hook_resid_post (6,)", "toy, revision r1", "first position", "no BOS", "1,912 tokens of 48"):
         assert part in text
-    assert Store("verify", copied).run() == 0
+    assert Store("verify", (copied,)).run() == 0
     assert "passed" in capsys.readouterr().out
     (copied / "shard-00000.safetensors").write_bytes(b"")
-    assert Store("verify", copied).run() == 1
+    assert Store("verify", (copied,)).run() == 1
     assert "FAILED" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Columns of a page's data: packed vectors, tables of entries, ragged lists. How they are packed: `interp.page.browser`."""
+"""Columns of a page's data: packed vectors, tables of entries, ragged lists. The packing: see `interp.page.browser`."""
 
 import base64
 import zlib

@@ -54,6 +54,8 @@ from saes.sae import SAE
 
 Kind = Literal["naming", "self", "register"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LEADING = 4
+"""Features of each category that a catalogue's facts name though nothing speaks for them but their score."""
 _IN_STREAM = (Point.EMBED, Point.RESID_PRE, Point.ATTN_OUT, Point.RESID_MID, Point.MLP_OUT, Point.RESID_POST)
 
 
@@ -109,8 +111,9 @@ class Catalogue:
 
     candidates: tuple[Candidate, ...]
     facts: dict[str, Any]
-    """JSON-able: model, site, selection; words with tokens, pairs and features tested of each family of tests, and how
-    many features would have to reach the family's smallest p-value together before any of them could be found."""
+    """JSON-able: model, site, selection; the `leading` features by score, which are no candidates; words with tokens,
+    pairs and features tested of each family of tests, and how many features would have to reach the family's smallest
+    p-value together before any of them could be found."""
 
     def of(self, kind: Kind, category: str | None = None) -> tuple[Candidate, ...]:
         """Those of one class, or of one category of it."""
@@ -185,6 +188,7 @@ def find_candidates(
         "features": sae.config.d_sae,
         "selection": dataclasses.asdict(config),
         "categories": data.emotions.name,
+        "leading": leading(found, words.names),
         "words": _word_facts(found, len(words.names), config),
         "words_without_token": {name: list(left) for name, left in sets.left_out.items()},
         "contrasts": {name: _facts(c, config) for name, c in {PERSONS[0]: selves, **contrasts}.items()},
@@ -205,6 +209,13 @@ def naming_gates(readings: SetReadings, config: Selection, decoys: SetReadings |
         Candidate(int(j), "naming", s.names[s.best[j]], _row(columns, j)) for j in np.nonzero(q <= config.alpha)[0]
     ]
     return sorted(found, key=lambda c: (s.names.index(c.category), -c.scores["score"]))
+
+
+def leading(readings: SetReadings, names: Sequence[str]) -> dict[str, list[int]]:
+    """The features of the highest scores for each category and for the first person, significant or not, best first."""
+    s = naming_of(readings.of(names))
+    scores = dict(zip(s.names, s.score.T, strict=True)) | {PERSONS[0]: self_of(readings).score}
+    return {name: np.argsort(-column, kind="stable")[:LEADING].tolist() for name, column in scores.items()}
 
 
 def _naming_rule(

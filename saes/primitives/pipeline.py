@@ -82,6 +82,8 @@ def summary(coverage: Coverage) -> list[str]:
         control = coverage.passes("strict" if rule == "strictly" else "soft", "zero")
         lines.append(f"{count} of {n} emotions pass {rule} (95 % interval {low:.0%} to {high:.0%}); unsteered text: "
                      f"{control}; chance for an emotion: {chance:.2g}")  # fmt: skip
+    if names := coverage.facts.get("unconfirmed"):
+        lines.append(f"no significant naming-gate, so the leading features by lens were tried: {', '.join(names)}")
     return [*lines, *(f"left out: {line}" for line in coverage.facts.get("cut", ()))]
 
 

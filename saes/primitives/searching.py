@@ -9,7 +9,7 @@ them; both are kept and used. The panel is also tried on hand-written scenes of 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from interp.judges import Judge
@@ -21,6 +21,7 @@ from saes.primitives.coverage import Setup, cover_emotion, judge_validity, summe
 from saes.primitives.data import scenes, story_openings
 from saes.primitives.dictionary import SiteFacts
 from saes.primitives.groundwork import Dictionary, Say
+from saes.primitives.lens_scores import PERSONS
 from saes.primitives.options import PrimitivesConfig, remote_judges
 from saes.primitives.panel_runs import PanelRun
 from saes.primitives.planning import Effort, Speeds, fitted
@@ -47,10 +48,16 @@ class Task:
     catalogue: Catalogue
 
     def candidates(self, emotion: str) -> Candidates:
-        """Of one emotion: its naming-gates, the selves, and the other selves as partners."""
-        naming = tuple(c.feature for c in self.catalogue.of("naming", emotion))[:MOST]
-        selves = tuple(c.feature for c in self.catalogue.of("self"))
+        """Of one emotion: its naming-gates, the selves, and the other selves as partners. In place of a class without
+        a significant feature, its leading ones: a recipe stands on what judges say of fresh texts, not on the lens."""
+        lead = {name: tuple(row) for name, row in self.catalogue.facts.get("leading", {}).items()}
+        naming = tuple(c.feature for c in self.catalogue.of("naming", emotion))[:MOST] or lead.get(emotion, ())
+        selves = tuple(c.feature for c in self.catalogue.of("self")) or lead.get(PERSONS[0], ())
         return Candidates(naming, selves[:MOST], selves[MOST : 2 * MOST])
+
+    def unconfirmed(self, emotions: Sequence[str]) -> list[str]:
+        """Emotions without a significant naming-gate."""
+        return [emotion for emotion in emotions if not self.catalogue.of("naming", emotion)]
 
     def template(self) -> SteeringSpec:
         """Mean norm and site; its term is not used."""
@@ -77,7 +84,9 @@ def searched(task: Task, *, spent: float, say: Say, clock: Callable[[], float] =
         say(f"      {emotion}: {outcome}")
     missing = task.emotions[len(cells) :]
     lines = [*cut, *([f"emotions, for want of time: {', '.join(missing)}"] if missing else [])]
-    coverage = summed(cells, setup, facts={"cut": lines, "effort": dataclasses.asdict(effort), "validity": validity})
+    facts = {"cut": lines, "effort": dataclasses.asdict(effort), "validity": validity}
+    facts["unconfirmed"] = task.unconfirmed([cell.emotion for cell in cells])
+    coverage = summed(cells, setup, facts=facts)
     write_json(path, coverage.to_json())
     return coverage
 

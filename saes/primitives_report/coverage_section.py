@@ -55,6 +55,9 @@ def coverage_section(coverage: Coverage) -> "Section":
     parts: list[Part] = []
     if not coverage.passes("strict"):
         parts.append(Note("No emotion passes strictly. The table below says how near each came, beside its controls."))
+    if names := coverage.facts.get("unconfirmed"):
+        parts.append(Note("Without a significant naming-gate, so that the search took the leading features by lens, "
+                          f"which nothing but the judges' answers here confirms: {', '.join(names)}."))  # fmt: skip
     parts += [_totals(coverage), _figure(coverage), _cells(coverage)]
     return Section("Coverage", parts, lead=lead)
 
