@@ -81,13 +81,12 @@ def requirements() -> list[Requirement]:
         lines = importlib.metadata.requires("midlens") or []
     except importlib.metadata.PackageNotFoundError:
         return []
+    from packaging.requirements import Requirement as Parsed
+
     found = []
-    for line in lines:
-        head, _, marker = line.partition(";")
-        name = re.match(r"[A-Za-z0-9._-]+", head)
-        extra = re.search(r"extra == ['\"]([^'\"]+)['\"]", marker)
-        assert name is not None, line
-        found.append(Requirement(name[0], head[name.end() :].strip(), extra[1] if extra else ""))
+    for asked in map(Parsed, lines):
+        extra = re.search(r"extra == ['\"]([^'\"]+)['\"]", str(asked.marker or ""))
+        found.append(Requirement(asked.name, str(asked.specifier), extra[1] if extra else ""))
     return found
 
 

@@ -39,6 +39,12 @@ _GEMMA_IT_SAE = "google/gemma-scope-9b-it-res/layer_20/width_131k/average_l0_81"
 _LAYER_15 = Site(Point.RESID_POST, 15)
 _LAYER_20 = Site(Point.RESID_POST, 20)
 
+
+def default_site(preset: Preset | None, n_layers: int) -> Site:
+    """Where a model is read if nobody says where: at the preset's site, else at the middle of its depth."""
+    return preset.site if preset is not None else Site(Point.RESID_POST, (n_layers - 1) // 2)
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 
 from interp.corpus import read_corpus, split
-from interp.errors import InputError
 from interp.extract import extract
 from interp.lens import Lens
 from interp.loading import parse_dtype
 from interp.model import HookedModel
-from interp.sealing import differences, read_json, write_json
+from interp.presets import default_site
 from interp.sites import Point, Site
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile, tokenize
@@ -32,7 +31,7 @@ from saes.examples import Source, load_features, read_features, write_features
 from saes.recipe import Training
 from saes.report import write_report
 from saes.sae import SAE
-from saes.stages import Stages
+from saes.stages import Stages, claim_run
 from saes.train import TrainConfig, fit
 
 SIDES = ("train", "held_out")
@@ -93,7 +92,7 @@ def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None
     """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
     out, say = config.out, say or (lambda line: None)
     recipe = config.recipe()
-    _claim(config)
+    claim_run(out, _options(config))
     stages = Stages(out / "timings.json", say)
     with stages.stage("model", config.model):
         model = HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
@@ -125,32 +124,13 @@ def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None
     return path
 
 
-def _claim(config: DiscoverConfig) -> None:
-    """Make the run's folder this configuration's own, or refuse it if it belongs to another."""
-    options = _options(config)
-    path = config.out / "config.json"
-    if not path.exists():
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(path, options)
-    elif wrong := differences(read_json(path, "run"), options):
-        raise InputError(
-            f"{config.out} holds a run with other options ({wrong}). Give the same options to go on with it, or "
-            "another folder with --out"
-        )
-
-
 def _options(config: DiscoverConfig) -> dict[str, Any]:
     """Everything that decides the result, in other words all but the folder."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "out"}
 
 
 def _site(config: DiscoverConfig, model: HookedModel) -> Site:
-    if config.site is not None:
-        site = Site.parse(config.site)
-    elif model.preset is not None:
-        site = model.preset.site
-    else:
-        site = Site.parse(f"resid_post.{(model.cfg.n_layers - 1) // 2}")
+    site = Site.parse(config.site) if config.site else default_site(model.preset, model.cfg.n_layers)
     model.anatomy.check(model.hf, site)
     return site
 

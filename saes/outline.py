@@ -19,6 +19,7 @@ from interp.errors import InputError
 from interp.from_text import ExtractConfig
 from interp.loading import parse_device
 from interp.outline import Sketch, extraction_outline, folder_state, size
+from interp.presets import default_site
 from interp.sites import Site
 from interp.store import ActivationStore
 from saes.bench_run import BenchConfig
@@ -101,7 +102,7 @@ def stream_shape(sketch: Sketch, sites: Sequence[str], site_out: str | None) -> 
 def discover_outline(config: DiscoverConfig) -> dict[str, object]:
     """Of `saes.discover.discover`: both extractions and the training."""
     sketch = Sketch.of(config.model, dtype=config.dtype)
-    site = config.site or str(sketch.preset.site if sketch.preset else f"resid_post.{(sketch.cfg.n_layers - 1) // 2}")
+    site = config.site or str(default_site(sketch.preset, sketch.cfg.n_layers))
     plan: dict[str, object] = {}
     for side, count in zip(SIDES, (config.train_tokens, config.held_out_tokens), strict=True):
         text = ExtractConfig(

@@ -4,8 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from interp.sealing import read_json, write_json
+from interp.errors import InputError
+from interp.sealing import differences, read_json, write_json
 
 BUDGET = {
     "model": 20,
@@ -17,6 +19,19 @@ BUDGET = {
     "report": 10,
 }
 """Seconds that the stages of the default run may take on 2 cores: 8 minutes together."""
+
+
+def claim_run(out: Path, options: Mapping[str, Any]) -> None:
+    """Make the run's folder these options' own, or refuse it if it belongs to others."""
+    path = out / "config.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, options)
+    elif wrong := differences(read_json(path, "run"), options):
+        raise InputError(
+            f"{out} holds a run with other options ({wrong}). Give the same options to go on with it, or "
+            "another folder with --out"
+        )
 
 
 class Stages:

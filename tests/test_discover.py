@@ -15,6 +15,7 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from saes.discover import DiscoverConfig, discover
 from saes.sae import SAE
+from saes.stages import claim_run
 from tests import planted
 from tests.tiny_models import tiny
 
@@ -141,7 +142,7 @@ def test_interrupted_anywhere_and_called_again(
 
 
 def test_other_options_in_the_same_folder(config: DiscoverConfig):
-    discover_module._claim(config)
+    claim_run(config.out, discover_module._options(config))
     with pytest.raises(InputError, match=r"k: 4 there, 8 asked for.*--out"):
         discover(dataclasses.replace(config, k=8))
 

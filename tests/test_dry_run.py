@@ -14,8 +14,8 @@ from interp.sites import Site
 from interp.store import ActivationStore
 from midlens.__main__ import main
 from saes.sae import SAE
-from tests.tiny_models import tiny
-from tests.toy_store import documents, token_file, word_tokenizer
+from tests.tiny_folder import tiny_folder
+from tests.toy_store import token_file
 
 SITES = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
 
@@ -23,11 +23,7 @@ SITES = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
-    tokenizer = word_tokenizer()
-    tiny("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"id": document.id, "text": document.text} for document in documents([30] * 40)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_folder(folder)
     model = HookedModel.load(str(folder / "model"), device="cpu")
     extract(model, token_file(folder / "store.tokens", [30] * 20, seed=1), SITES, folder / "store", progress=False)
     return folder

@@ -17,6 +17,7 @@ import pytest
 from interp.errors import InputError
 from interp.judges import Endpoint, EndpointJudge, Judge, Question
 from interp.judging.endpoint import read_answer
+from tests.chat_endpoint import serving
 
 MOOD = Question.choice("Which mood does the text have?", ["negative", "positive"])
 TEXTS = ["good one", "bad one", "good two"]
@@ -99,13 +100,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Server()) as server:
+        yield server
 
 
 def _endpoint(server: Server, **changes: Any) -> Endpoint:

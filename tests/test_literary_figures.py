@@ -7,7 +7,8 @@ import pytest
 
 from interp.errors import InputError
 from interp.figures.attention_style import LOOKS
-from interp.figures.literary_cells import Dots, Trial, count_pairs, row_dots, search_path
+from interp.figures.dots import Dots
+from interp.figures.literary_cells import Trial, count_pairs, row_dots, search_path
 
 ROWS = ["joy", "<b>fear</b>", "awe"]
 

@@ -77,7 +77,7 @@ def test_parity_tells_what_sixteen_bits_cost(tmp_path, capsys):
     word_tokenizer(words=90).save_pretrained(tmp_path / "m")
     asked = {"device": "cpu", "opinions": ("plain",), "tolerance": 1.0, "sites": ("resid_post.0", "resid_post.2")}
     written = tmp_path / "table.json"
-    assert Parity(str(tmp_path / "m"), dtype="bfloat16", json=written, **asked).run() == 0
+    assert Parity(str(tmp_path / "m"), dtype="bfloat16", out=written, **asked).run() == 0
     assert "largest against float32:" in capsys.readouterr().out
     rows = {row["site"]: row for row in json.loads(written.read_text())["rows"]}
 

@@ -15,8 +15,8 @@ from saes.sae import CFG, SAE
 from saes.sweep import Summary
 from saes.train import fit
 from tests.test_trackers import only, points
-from tests.tiny_models import tiny
-from tests.toy_store import documents, token_file, word_tokenizer
+from tests.tiny_folder import tiny_folder
+from tests.toy_store import token_file
 
 SITES = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
 
@@ -25,11 +25,7 @@ SITES = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in a folder, a corpus, a store of it and one of held-out text."""
     folder = tmp_path_factory.mktemp("source")
-    tokenizer = word_tokenizer()
-    tiny("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"id": document.id, "text": document.text} for document in documents([30] * 40)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_folder(folder)
     model = HookedModel.load(str(folder / "model"), device="cpu")
     for name, seed in (("train", 1), ("held-out", 2)):
         tokens = token_file(folder / f"{name}.tokens", [30] * 20, seed=seed)

@@ -13,13 +13,13 @@ import numpy as np
 
 from interp.attention.survey_summary import BEHAVIOUR, METRICS, OBJECTS, RANKS, beyond, positive, values
 from interp.errors import InputError
+from interp.page.numbers import MISSING, number
 
 if TYPE_CHECKING:
     from interp.attention.survey_result import ModelSurvey
     from interp.page import Part, Section
 
 PAPER = "The Routing and Filtering Structure of Attention (Jamil and Kapadia 2026, arXiv 2605.18826)"
-MISSING = "−"  # a column of numbers stays one
 _PART_NAMES = {
     "kernel": "weight kernel",
     "rope": "rotary sectors",
@@ -99,11 +99,6 @@ def write_report(
     return Page("Routing and filtering of attention", names, [s for s in sections if s is not None], footer=note).write(
         path
     )
-
-
-def number(value: float | None, form: str = ".3f") -> str:
-    """A number in the page's spelling: a true minus sign, which alone stands for a number that is missing."""
-    return MISSING if value is None or not math.isfinite(value) else format(value, form).replace("-", "−")
 
 
 def median(survey: "ModelSurvey", column: str) -> float:

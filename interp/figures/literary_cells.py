@@ -5,22 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Look, looks
+from interp.figures.attention_style import LEGEND, looks
+from interp.figures.dots import Dots
 from interp.figures.style import BLUE, GREY, VERMILLION, blank
 from interp.figures.token_labels import plotly_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects
-
-Measured = tuple[float, float, float]
-
-
-class Dots(NamedTuple):
-    """A value for every row with its interval; NaN where there is none, and an interval of NaN is not drawn."""
-
-    name: str
-    values: Sequence[Measured]
-    look: Look | None = None
 
 
 class Trial(NamedTuple):

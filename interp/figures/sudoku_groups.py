@@ -2,31 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.attention_style import LEGEND, Look, looks
+from interp.figures.attention_style import LEGEND, looks
+from interp.figures.dots import Dots
 from interp.figures.style import BLUE, GREY, blank
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-Measured = tuple[float, float, float]
-
-
-class Series(NamedTuple):
-    """A value with its interval for every group, NaN where there is none."""
-
-    name: str
-    values: Sequence[Measured]
-    look: Look | None = None
-
 
 def group_dots(
     groups: Sequence[str],
-    series: Sequence[Series],
+    series: Sequence[Dots],
     *,
     y_title: str,
     predictions: Mapping[str, Sequence[float]] | None = None,

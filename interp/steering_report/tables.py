@@ -3,20 +3,15 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from interp.page.numbers import MISSING, number
 from interp.steering.evaluation import UNSTEERED, Estimate, Point, SteeringEvaluation
 
 if TYPE_CHECKING:
     from interp.page import Part, Section
 
-MISSING = "−"  # a column of numbers stays one
 _COLUMNS = "point, score, change, KL, ΔCE, p, wrong way, silent, perplexity, repetition, zlib, tokens, accuracy".split(
     ", "
 )
-
-
-def number(value: float, form: str) -> str:
-    """In the page's spelling: a true minus sign."""
-    return format(value, form).replace("-", "−")
 
 
 def said(one: Estimate, form: str = "+.2f") -> str:

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.page.numbers import number
 from interp.sudoku.board import Rules
 from interp.sudoku.jobs import CircuitFindings
 from interp.sudoku.neuron_pages import NeuronPage
 from interp.sudoku.ranking import Ranking
 from interp.sudoku.tokens import Vocabulary
-from interp.sudoku_report.numbers import interval, number, short_unit, unit_name
+from interp.sudoku_report.numbers import interval, short_unit, unit_name
 
 if TYPE_CHECKING:
     from interp.page import Part, Section

@@ -36,15 +36,16 @@ def geometry_section(study: ProbeStudy) -> "Section | None":
 
 
 def _dots(layers: list[LayerGeometry], layer: int) -> "Part":
+    from interp.figures.dots import Dots
     from interp.figures.sudoku_curves import variants
-    from interp.figures.sudoku_groups import Series, group_dots
+    from interp.figures.sudoku_groups import group_dots
     from interp.page import Figure
 
     groups = [row.group for row in layers[0].rows]
     sources, models = (list(dict.fromkeys(getattr(one, name) for one in layers)) for name in ("source", "model"))
     drawn = variants(len(sources), len(models))
     series = [
-        Series(
+        Dots(
             f"{_said(one.source)}, {one.model}",
             [(row.cosine.value, row.cosine.low, row.cosine.high) for row in one.rows],
             drawn[sources.index(one.source)][models.index(one.model)],

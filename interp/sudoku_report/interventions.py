@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from interp.page.numbers import number
 from interp.probe_metrics import Estimate
 from interp.sudoku.interventions import PATCHES, Effect, LayerPatches, PatchStudy
-from interp.sudoku_report.numbers import interval, number
+from interp.sudoku_report.numbers import interval
 
 if TYPE_CHECKING:
     from interp.page import Part, Section

@@ -1,19 +1,9 @@
 """Numbers as the page spells them."""
 
-import math
 from collections.abc import Sequence
 
+from interp.page.numbers import MISSING, number
 from interp.sudoku.board import Rules
-
-MISSING = "−"
-
-
-def number(value: float | None, form: str = ".3f") -> str:
-    """With a true minus sign, which alone stands for a number that is missing; zero has none."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    said = format(value, form)
-    return (said if float(said) else said.removeprefix("-")).replace("-", "−")
 
 
 def interval(estimate: Sequence[float], form: str = ".3f") -> str:

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from interp.page.numbers import number
 from interp.sudoku.interventions import PatchStudy
 from interp.sudoku.probe_records import ProbeStudy
-from interp.sudoku_report.numbers import interval, number
+from interp.sudoku_report.numbers import interval
 
 if TYPE_CHECKING:
     from interp.page import Part, Section

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from interp.page.numbers import number
 from interp.sudoku.probe_records import ORACLES, ProbeStudy
-from interp.sudoku_report.numbers import interval, number
+from interp.sudoku_report.numbers import interval
 
 if TYPE_CHECKING:
     from interp.page import Part, Section

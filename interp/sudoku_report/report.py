@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from interp.errors import InputError
+from interp.page.numbers import number
 from interp.sudoku.interventions import PatchStudy
 from interp.sudoku.jobs import CircuitFindings
 from interp.sudoku.probe_records import ProbeStudy
 from interp.sudoku.records import Record
 from interp.sudoku.solving_study import SolvingStudy
 from interp.sudoku.study_files import Result
-from interp.sudoku_report.numbers import interval, number
+from interp.sudoku_report.numbers import interval
 from interp.sudoku_report.probes import AGAINST
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp.page.numbers import number
 from interp.sudoku.board import Rules, candidates
 from interp.sudoku.replay import replay
 from interp.sudoku.solving_study import Example, SolvingStudy
 from interp.sudoku.tokens import Vocabulary
 from interp.sudoku.traces import Reason
-from interp.sudoku_report.numbers import number
 
 if TYPE_CHECKING:
     from interp.figures.sudoku_boards import Board

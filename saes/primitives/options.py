@@ -7,8 +7,8 @@ from typing import Any
 
 from interp.errors import InputError
 from interp.judges import Endpoint, EndpointJudge
-from interp.loading import PRESETS
 from interp.model import HookedModel
+from interp.presets import PRESETS, default_site
 from interp.sites import Site
 from saes.primitives.catalogue import LiteraryData
 from saes.primitives.categories import Categories, categories
@@ -136,14 +136,9 @@ def data_of(config: PrimitivesConfig, emotions: Categories) -> LiteraryData:
 
 def site_of(config: PrimitivesConfig, model: HookedModel) -> Site | None:
     """The site asked for; where none is and an SAE is given, that SAE's own (None here)."""
-    if config.site is not None:
-        site = Site.parse(config.site)
-    elif config.sae is not None:
+    if config.site is None and config.sae is not None:
         return None
-    elif model.preset is not None:
-        site = model.preset.site
-    else:
-        site = Site.parse(f"resid_post.{(model.cfg.n_layers - 1) // 2}")
+    site = Site.parse(config.site) if config.site else default_site(model.preset, model.cfg.n_layers)
     model.anatomy.check(model.hf, site)
     return site
 

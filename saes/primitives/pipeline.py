@@ -24,16 +24,15 @@ from typing import Any
 
 import torch
 
-from interp.errors import InputError
 from interp.lens import Lens
 from interp.loading import PRESETS
-from interp.sealing import differences, only_writer, read_json, write_json
+from interp.sealing import only_writer, read_json
 from saes.primitives import groundwork, searching
 from saes.primitives.catalogue import Catalogue
 from saes.primitives.options import PrimitivesConfig, check_early, emotion_set, emotions_of
 from saes.primitives.recipes import CATALOGUE_FILE, COVERAGE_FILE
 from saes.primitives.results import Coverage
-from saes.stages import Stages
+from saes.stages import Stages, claim_run
 
 SHARES = {"model": 0.03, "text": 0.07, "sae": 0.25, "site": 0.04, "catalogue": 0.1, "search": 0.5, "report": 0.01}
 """Of the budget, by stage; the search gets what the others leave."""
@@ -46,7 +45,7 @@ def run_primitives(config: PrimitivesConfig, *, say: Callable[[str], None] | Non
     check_early(config)
     known = emotion_set(config)
     emotions = emotions_of(config, known)
-    _claim(config)
+    claim_run(out, config.facts())
     with only_writer(out):
         stages = _Watched(out / "timings.json", say, budget={k: 60 * config.budget * v for k, v in SHARES.items()})
         with stages.stage("model", config.model):
@@ -126,18 +125,6 @@ class _Watched(Stages):
 
 def _text_line(config: PrimitivesConfig) -> str:
     return "the project's own" if config.sae else f"the project's own, and {config.stories} stories by the model"
-
-
-def _claim(config: PrimitivesConfig) -> None:
-    path, facts = config.out / "config.json", config.facts()
-    if not path.exists():
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(path, facts)
-    elif wrong := differences(read_json(path, "run"), facts):
-        raise InputError(
-            f"{config.out} holds a run with other options ({wrong}). Give the same options to go on with it, or "
-            "another folder with --out"
-        )
 
 
 def _page(

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from interp.page.numbers import MISSING, number
 from saes.primitives.catalogue import KINDS, Candidate, Catalogue, Kind
-from saes.primitives_report.numbers import GLUE, MISSING, number
+from saes.primitives_report.numbers import GLUE
 
 if TYPE_CHECKING:
     from interp.page import Part, Section

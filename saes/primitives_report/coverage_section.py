@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from interp.page.numbers import MISSING, number
 from interp.stats import paired_permutation, wilson
 from saes.primitives.results import Condition, Coverage
-from saes.primitives_report.numbers import GLUE, MISSING, chance, interval, number, recipe
+from saes.primitives_report.numbers import GLUE, chance, interval, recipe
 
 if TYPE_CHECKING:
     from interp.figures.attention_style import Look
@@ -64,7 +65,8 @@ def coverage_section(coverage: Coverage) -> "Section":
 
 def fluency_section(coverage: Coverage) -> "Section | None":
     """What each condition costs against writing unsteered, emotion by emotion."""
-    from interp.figures.literary_cells import Dots, row_dots
+    from interp.figures.dots import Dots
+    from interp.figures.literary_cells import row_dots
     from interp.page import Figure, Row, Section
 
     kept = [cell for cell in coverage.cells if cell.condition(ZERO) is not None]
@@ -94,7 +96,8 @@ def fluency_section(coverage: Coverage) -> "Section | None":
 
 
 def _figure(coverage: Coverage) -> "Part":
-    from interp.figures.literary_cells import Dots, row_dots
+    from interp.figures.dots import Dots
+    from interp.figures.literary_cells import row_dots
     from interp.page import Figure
 
     series, drawn = [], looks_of(coverage)

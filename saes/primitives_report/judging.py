@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from interp.page.numbers import MISSING, number
 from interp.stats import fleiss_kappa, wilson
 from saes.primitives.results import Coverage, Sample
-from saes.primitives_report.numbers import MISSING, interval, number
+from saes.primitives_report.numbers import interval
 
 if TYPE_CHECKING:
     from interp.page import Part, Section, Tile
@@ -54,16 +55,19 @@ def judge_section(coverage: Coverage, known: Known | None) -> "Section":
 def _tiles(coverage: Coverage) -> "list[Tile]":
     from interp.page import Tile
 
-    tiles = [Tile("Fleiss' kappa", number(coverage.kappa), "1: all judges always agree; 0: as often as by chance")]
+    tiles = [
+        Tile("Fleiss' kappa", number(coverage.kappa, ".2f"), "1: all judges always agree; 0: as often as by chance")
+    ]
     if (mixed := coverage.shuffled) is not None and mixed.answers:
         steered = [one for cell in coverage.cells if (one := cell.condition("steered")) is not None]
         hits, answers = sum(one.hits for one in steered), sum(one.answers for one in steered)
+        right = number(hits / answers if answers else None, ".2f")
         note = (
             f"of answers name the emotion when emotions are dealt out at random to the steered texts, {mixed.draws} "
-            f"times; with the right ones {number(hits / answers if answers else None)}. Then {mixed.strict:.2g} of "
+            f"times; with the right ones {right}. Then {mixed.strict:.2g} of "
             f"{mixed.cells} emotions pass strictly, with the right ones {coverage.passes('strict')}"
         )
-        tiles.append(Tile("Shuffled labels", number(mixed.hits / mixed.answers), note))
+        tiles.append(Tile("Shuffled labels", number(mixed.hits / mixed.answers, ".2f"), note))
     failed = sum(one.failures for cell in coverage.cells for one in cell.conditions)
     tiles.append(Tile("Unusable answers", f"{failed:,}", "of all conditions; each counts as a miss"))
     return tiles

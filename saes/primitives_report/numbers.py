@@ -1,20 +1,11 @@
 """Numbers and specifications as the page spells them."""
 
-import math
 from collections.abc import Mapping, Sequence
 
+from interp.page.numbers import number
 from saes.primitives.specs import SteeringSpec
 
-MISSING = "−"  # a column of numbers stays one
 GLUE = "\u00a0"  # a space at which no line breaks
-
-
-def number(value: float | None, form: str = ".2f") -> str:
-    """With a true minus sign, which alone stands for a number that is missing; zero has none."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    said = format(value, form)
-    return (said if float(said) else said.removeprefix("-")).replace("-", "−")
 
 
 def interval(bounds: Sequence[float], form: str = ".2f") -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from interp.errors import InputError
+from interp.page.numbers import MISSING, number
 from interp.stats import wilson
 from saes.primitives.catalogue import Catalogue
 from saes.primitives.results import Coverage
 from saes.primitives_report.candidates import Promoted, catalogue_section
 from saes.primitives_report.coverage_section import STEERED, coverage_section, fluency_section, names_of
 from saes.primitives_report.judging import Known, judge_section
-from saes.primitives_report.numbers import MISSING, chance, interval, number, plain
+from saes.primitives_report.numbers import chance, interval, plain
 from saes.primitives_report.samples import sample_section, search_section
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from interp.page.numbers import MISSING, number
 from saes.primitives.results import Cell, Coverage, Sample
 from saes.primitives_report.coverage_section import STEERED, names_of
-from saes.primitives_report.numbers import MISSING, number, recipe
+from saes.primitives_report.numbers import recipe
 
 if TYPE_CHECKING:
     from interp.page import Part, Section
@@ -52,8 +53,8 @@ def _row(one: Sample, emotion: str) -> list[str]:
         str(one.seed),
         f"{hits}; {said}" if said else hits,
         one.text.strip() or "(nothing)",
-        number(one.fluency),
-        number(one.repetition),
+        number(one.fluency, ".2f"),
+        number(one.repetition, ".2f"),
     ]
 
 
@@ -85,4 +86,4 @@ def search_section(coverage: Coverage) -> "Section | None":
 def _confirmed(cell: Cell, chosen: int | None) -> list[str]:
     steered = cell.condition(STEERED)
     fresh = steered.hits / steered.answers if steered is not None and steered.answers else math.nan
-    return [MISSING if chosen is None else number(cell.search[chosen].score, ".3f"), number(fresh)]
+    return [MISSING if chosen is None else number(cell.search[chosen].score, ".3f"), number(fresh, ".2f")]

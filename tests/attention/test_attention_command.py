@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from midlens.__main__ import main
+from tests.tiny_folder import tiny_folder
 from tests.tiny_models import tiny
-from tests.toy_store import documents, word_tokenizer
+from tests.toy_store import word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +18,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("source")
-    tokenizer = word_tokenizer()
-    tiny("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "llama")
-    tokenizer.save_pretrained(folder / "llama")
+    tiny_folder(folder, name="llama", lengths=(40, 30))
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=31, **sizes), add_pooling_layer=False).save_pretrained(folder / "bert")
-    rows = [{"id": document.id, "text": document.text} for document in documents([40] * 30)]
-    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

@@ -1,10 +1,7 @@
 """Panel runs: orders of options, votes, chance, agreement, and answers that are asked for once, at a real endpoint."""
 
-import json
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from saes.primitives.categories import categories
 from saes.primitives.kept import Kept
 from saes.primitives.panel_runs import PanelRun, agreement, described
 from saes.primitives.results import Condition, Sample, chances
+from tests.chat_endpoint import ChatServer, serving
 
 TEXTS = ["She was full of joy.", "He felt only boredom.", "Nothing of the kind.", "Such awe."]
 
@@ -37,54 +35,25 @@ class First:
         return Scores(self.name, question, one_hot([0] * len(texts), len(question.options)))
 
 
-class Server(ThreadingHTTPServer):
+class Server(ChatServer):
     """Answers with the category that the text names, "hard to say" without one; refuses after some answers."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.seen: list[str] = []
+        super().__init__(self._said)
         self.refuse_after: int | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Any
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def _said(self, body: dict[str, Any]) -> str | None:
+        if self.refuse_after is not None and len(self.seen) >= self.refuse_after:
+            return None
         asked = body["messages"][-1]["content"]
-        if self.server.refuse_after is not None and len(self.server.seen) >= self.server.refuse_after:
-            self.send_response(401)
-            self.end_headers()
-            return
-        self.server.seen.append(asked)
-        text = asked.split("</text>")[0]
-        named = categories().named_in(text)
-        said = "yes" if "Does the text" in asked else (named or ("hard to say",))[0]
-        content = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}], "usage": {}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        named = categories().named_in(asked.split("</text>")[0])
+        return "yes" if "Does the text" in asked else (named or ("hard to say",))[0]
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Server()) as server:
+        yield server
 
 
 def _judge(server: Server, name: str) -> EndpointJudge:
@@ -189,7 +158,7 @@ def test_a_paid_judge_is_asked_once_across_runs_and_seeds(server: Server, tmp_pa
     run().says(TEXTS[:1], "joy", seed=0)
     run().says(TEXTS[:1], "joy", seed=0)
     assert len(server.seen) == 12
-    orders = {asked.split("answers: ")[1] for asked in server.seen[:8]}
+    orders = {body["messages"][-1]["content"].split("answers: ")[1] for body in server.seen[:8]}
     assert len(orders) == 4, "each text has its order, the same for both judges"
 
 

@@ -1,15 +1,12 @@
 """The whole run on tiny random models with a tiny SAE: whole, again, killed; judges at an endpoint are paid once."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +19,21 @@ from saes.config import SAEConfig
 from saes.primitives.options import PrimitivesConfig
 from saes.primitives.pipeline import figures, run_primitives
 from saes.sae import SAE
+from tests.chat_endpoint import ChatServer, serving
 from tests.tiny_models import tiny
 
 SITE = "blocks.1.hook_resid_post"
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Any
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.seen.append(json.dumps(body, sort_keys=True))
-        said = {"choices": [{"message": {"content": self.server.says}}], "usage": {}}
-        content = json.dumps(said).encode()
-        with contextlib.suppress(OSError):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-
 @pytest.fixture
 def server() -> Iterator[Any]:
-    made: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.seen, made.lock, made.says = [], threading.Lock(), "joy"
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with serving(ChatServer(lambda body: server.says)) as server:
+        server.says = "joy"
+        yield server
+
+
+def asked(server: Any) -> list[str]:
+    return [json.dumps(body, sort_keys=True) for body in server.seen]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, smollm2: HookedModel) -> P
 def options(folders: Path, family: str, out: Path, server: Any) -> dict[str, Any]:
     return {
         "model": str(folders / family), "sae": str(folders / "sae"), "out": out, "emotions": ("joy",), "decoys": 0,
-        "judges": ("a", "b"), "endpoint": f"http://127.0.0.1:{server.server_address[1]}/v1", "budget": 0.01, "seeds": 1,
+        "judges": ("a", "b"), "endpoint": server.url, "budget": 0.01, "seeds": 1,
     }  # fmt: skip
 
 
@@ -88,10 +67,10 @@ def test_the_run_is_the_same_on_either_family_and_nothing_is_asked_twice(
     assert "<html" in path.read_text()[:2000]
     found = figures(config.out)
     assert found["emotions"] == 1 and any("cut to the budget: trials: 3 of 24" in line for line in lines)
-    assert len(server.seen) == len(set(server.seen)) > 0
-    asked, kept = len(server.seen), (config.out / "coverage.json").read_bytes()
+    assert len(server.seen) == len(set(asked(server))) > 0
+    count, kept = len(server.seen), (config.out / "coverage.json").read_bytes()
     run_primitives(config)
-    assert len(server.seen) == asked and (config.out / "coverage.json").read_bytes() == kept
+    assert len(server.seen) == count and (config.out / "coverage.json").read_bytes() == kept
     with pytest.raises(InputError, match=r"holds a run with other options \(seeds: 1 there, 3 asked for\)"):
         run_primitives(PrimitivesConfig(**options(folders, family, config.out, server) | {"seeds": 3}))
 
@@ -122,5 +101,5 @@ def test_a_kill_between_answers_pays_none_twice(folders: Path, tmp_path: Path, s
     answers = len(list((given["out"] / "answers").rglob("*.json")))
     assert 0 < answers <= before
     run_primitives(PrimitivesConfig(**given))
-    repeated = len(server.seen) - len(set(server.seen))
+    repeated = len(server.seen) - len(set(asked(server)))
     assert repeated <= before - answers  # only what was under way when it was killed

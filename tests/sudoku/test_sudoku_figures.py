@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from interp.errors import InputError
+from interp.figures.dots import Dots
 from interp.figures.sudoku_boards import Board, boards_figure
 from interp.figures.sudoku_curves import Line, interval_curves, margin_histogram, variants
 from interp.figures.sudoku_grids import firing_board, number_grid
-from interp.figures.sudoku_groups import Series, count_boxes, group_dots
+from interp.figures.sudoku_groups import count_boxes, group_dots
 from interp.sudoku.board import Rules, candidates
 
 NAN = float("nan")
@@ -111,7 +112,7 @@ def test_a_firing_board_lays_digits_out_like_a_box(n: int, cell: int, digit: int
 
 
 def test_dots_carry_their_intervals_and_predictions_their_places():
-    series = [Series("a", [(0.5, 0.4, 0.7), (NAN, NAN, NAN)]), Series("b", [(0.1, 0.0, 0.2), (0.3, 0.2, 0.4)])]
+    series = [Dots("a", [(0.5, 0.4, 0.7), (NAN, NAN, NAN)]), Dots("b", [(0.1, 0.0, 0.2), (0.3, 0.2, 0.4)])]
     figure = group_dots(["row", "none"], series, y_title="cosine", predictions={"units": [1 / 3, 0.0]})
     drawn = {trace.name: trace for trace in figure.data}
     assert list(drawn["units"].y) == [1 / 3, 1 / 3, None, 0.0, 0.0, None]

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from interp.errors import InputError
+from interp.page.numbers import number
 from interp.sudoku.board import Rules, candidates
 from interp.sudoku.neuron_pages import neuron_pages
 from interp.sudoku.neuron_scan import scan_sample
 from interp.sudoku.replay import forced_moves
 from interp.sudoku.study_files import kept, read_result, read_results
-from interp.sudoku_report.numbers import interval, number, short_unit, unit_name
+from interp.sudoku_report.numbers import interval, short_unit, unit_name
 from interp.sudoku_report.report import write_report
 from interp.sudoku_report.solving import moves_of
 from tests.browser_tab import chromium, needs_chromium
