@@ -77,20 +77,23 @@ def cover(
     setup: Setup,
     *,
     on_cell: Callable[[Cell], object] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> Coverage:
-    """Every emotion in turn, then what they come to; `on_cell` is told of each that is finished."""
+    """Every emotion in turn, then what they come to; `on_cell` is told of each that is finished. Once there is one,
+    `enough` may end it."""
     for emotion in emotions:
         setup.panel.emotions.index(emotion)
     cells = []
     for emotion, candidates in emotions.items():
+        if cells and enough is not None and enough():
+            break
         cells.append(cover_emotion(emotion, candidates, setup))
         if on_cell is not None:
             on_cell(cells[-1])
-    return summed(cells, setup, facts=facts)
+    return summed(cells, setup)
 
 
-def summed(cells: Sequence[Cell], setup: Setup, *, facts: Mapping[str, Any] | None = None) -> Coverage:
+def summed(cells: Sequence[Cell], setup: Setup) -> Coverage:
     """A coverage of cells that are there."""
     panel = setup.panel
     odds = chances(len(panel.judges), len(panel.emotions), len(setup.seeds), texts=len(setup.prompts))
@@ -105,7 +108,7 @@ def summed(cells: Sequence[Cell], setup: Setup, *, facts: Mapping[str, Any] | No
         categories=panel.emotions.name, judges=panel.names, emotions=panel.emotions.names, cells=tuple(cells),
         n_seeds=len(setup.seeds), chance_strict=odds["strict"], chance_soft=odds["soft"],
         kappa=agreement([sample.votes for sample in samples], panel.emotions.names),
-        shuffled=shuffled_labels(cells, panel.emotions.names), facts=own | dict(facts or {}),
+        shuffled=shuffled_labels(cells, panel.emotions.names), facts=own,
     )  # fmt: skip
 
 

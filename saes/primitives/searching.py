@@ -17,7 +17,7 @@ from interp.sealing import read_json, write_json
 from saes.primitives.catalogue import Catalogue
 from saes.primitives.categories import Categories
 from saes.primitives.controls import Way
-from saes.primitives.coverage import Setup, cover_emotion, judge_validity, summed
+from saes.primitives.coverage import Setup, cover, judge_validity
 from saes.primitives.data import scenes, story_openings
 from saes.primitives.dictionary import SiteFacts
 from saes.primitives.groundwork import Dictionary, Say
@@ -27,7 +27,7 @@ from saes.primitives.panel_runs import PanelRun
 from saes.primitives.planning import Effort, Speeds, fitted
 from saes.primitives.recipe_search import Candidates, SearchConfig
 from saes.primitives.recipes import COVERAGE_FILE
-from saes.primitives.results import Coverage, Term
+from saes.primitives.results import Cell, Coverage, Term
 from saes.primitives.specs import SteeringSpec
 from saes.primitives.writing import Request, Settings, Writer
 
@@ -74,19 +74,19 @@ def searched(task: Task, *, spent: float, say: Say, clock: Callable[[], float] =
     validity = _validity(task, panel, say)
     left = 60 * task.config.budget - spent
     effort, cut = _effort(task, panel, left - (clock() - start), say)
-    setup, cells = _setup(task, panel, effort), []
-    for emotion in task.emotions:
-        if cells and clock() - start > left:
-            break
-        cells.append(cover_emotion(emotion, task.candidates(emotion), setup))
-        steered = cells[-1].condition("steered")
+
+    def told(cell: Cell) -> None:
+        steered = cell.condition("steered")
         outcome = "no recipe" if steered is None else f"{steered.hits} of {steered.answers} answers hit"
-        say(f"      {emotion}: {outcome}")
-    missing = task.emotions[len(cells) :]
+        say(f"      {cell.emotion}: {outcome}")
+
+    candidates = {emotion: task.candidates(emotion) for emotion in task.emotions}
+    coverage = cover(candidates, _setup(task, panel, effort), on_cell=told, enough=lambda: clock() - start > left)
+    missing = task.emotions[len(coverage.cells) :]
     lines = [*cut, *([f"emotions, for want of time: {', '.join(missing)}"] if missing else [])]
     facts = {"cut": lines, "effort": dataclasses.asdict(effort), "validity": validity}
-    facts["unconfirmed"] = task.unconfirmed([cell.emotion for cell in cells])
-    coverage = summed(cells, setup, facts=facts)
+    facts["unconfirmed"] = task.unconfirmed([cell.emotion for cell in coverage.cells])
+    coverage = dataclasses.replace(coverage, facts=dict(coverage.facts) | facts)
     write_json(path, coverage.to_json())
     return coverage
 
