@@ -34,6 +34,7 @@ def main() -> None:
         "soft": coverage.soft,
         "chance": {"strict": coverage.chance_strict, "soft": coverage.chance_soft},
         "shuffled": coverage.to_json()["shuffled"],
+        "unconfirmed": coverage.facts["unconfirmed"],
         "effort": coverage.facts["effort"],
         "cut": coverage.facts["cut"],
         "rows": [{key: row[key] for key in keep} for row in coverage.table()],
