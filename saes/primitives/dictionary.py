@@ -11,6 +11,7 @@ active features a token: what a rule finds in it, it finds without anything havi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,9 +20,11 @@ from torch import Tensor
 from interp.chat import to_tokens
 from interp.errors import InputError
 from interp.model import HookedModel
+from interp.sealing import read_json
 from interp.sites import Site
 from interp.tensorfile import read_tensors, write_tensors
 from saes.belongs import check_belongs, places_of
+from saes.cfg_json import from_cfg
 from saes.config import SAEConfig
 from saes.interop import load_sae
 from saes.presets import SAE_PRESETS, SAEPreset
@@ -48,6 +51,40 @@ def sae_preset(name: str) -> SAEPreset | None:
     if known and ":" in name:
         raise InputError(f"there is no preset for {name!r}; of {release} there is {', '.join(known)}")
     return None
+
+
+class Outlined(NamedTuple):
+    """What is known of an SAE without its weights."""
+
+    name: str
+    config: SAEConfig | None
+    """None for a preset that is not here."""
+    d_in: int
+    d_sae: int
+    site: Site | None
+    l0: float | None
+
+
+def sae_outline(name: str) -> Outlined | None:
+    """Of a preset, or of a local folder with a `cfg.json`; None of anything else."""
+    if (preset := sae_preset(name)) is not None:
+        return Outlined(preset.name, None, preset.d_in, preset.d_sae, preset.site, preset.l0)
+    path = Path(name) / "cfg.json"
+    if not (path.is_file() and (path.parent / "sae_weights.safetensors").is_file()):
+        return None
+    config = from_cfg(read_json(path, "SAE"), str(path))
+    known = config.metadata.get("hook_name")
+    return Outlined(name, config, config.d_in, config.d_sae, Site.parse(known) if known else None, config.k)
+
+
+def check_outline(found: Outlined, model: str, d: int, *, site: str | None) -> None:
+    """Refuse an SAE of another width, and as far as its files say, of another model or site."""
+    if found.d_in != d:
+        raise InputError(f"the SAE {found.name} reads width {found.d_in}, {model} has width {d}")
+    if found.config is not None:
+        with torch.device("meta"):
+            sae = SAE(found.config)
+        check_belongs(sae, model=model, site=places_of(sae, site=site).reads)
 
 
 def given_sae(name: str, model: HookedModel, site: Site | None) -> SAE:

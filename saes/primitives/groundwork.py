@@ -122,9 +122,9 @@ def catalogues(
     own, twin = made
     for line in counted(own, twin):
         say(f"      {line['class']}, {line['category']}: {line['trained']} candidates, untrained {line['untrained']}")
-    for name, words in own.facts["words_without_token"].items():
-        if words:
-            say(f"      {name}: no single token for {', '.join(words)}")
+    if lost := sum(map(len, own.facts["words_without_token"].values())):
+        usable = sum(one["usable"] for one in own.facts["words"].values())
+        say(f"      {lost} of {lost + usable} words have no token of their own and are left out; the page lists them")
     return own, twin
 
 

@@ -1,6 +1,9 @@
 """Options of one run of the literary primitives, and what they come to: categories, emotions, data, site, judges."""
 
 import dataclasses
+import http.client
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,3 +170,23 @@ def check_early(config: PrimitivesConfig) -> None:
         )
     if preset is not None and config.site is not None and Site.parse(config.site) != preset.site:
         raise InputError(f"the SAE {preset.name} is for the site {preset.site}, not {Site.parse(config.site)}")
+
+
+def check_endpoint(config: PrimitivesConfig, *, timeout: float = 10.0) -> None:
+    """Refuse an endpoint that nobody answers at, or whose key is not set, before there is anything to lose. Whatever
+    status the answer has will do: this costs nothing, and not every server lists its models. A run that has answers
+    already goes on without: it may need no more."""
+    judges = remote_judges(config)
+    if not judges or any((config.out / "answers").rglob("*.json")):
+        return
+    endpoint = judges[0].endpoint
+    endpoint.key()
+    try:
+        urllib.request.urlopen(f"{endpoint.url.rstrip('/')}/models", timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"no answer from the endpoint {endpoint.url}, where the judges {', '.join(config.remote)} should be "
+            f"({error}). Start it or give another address (--endpoint); nothing has been done yet"
+        ) from error

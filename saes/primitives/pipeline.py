@@ -29,7 +29,8 @@ from interp.loading import PRESETS
 from interp.sealing import only_writer, read_json
 from saes.primitives import groundwork, searching
 from saes.primitives.catalogue import Catalogue
-from saes.primitives.options import PrimitivesConfig, check_early, emotion_set, emotions_of
+from saes.primitives.options import PrimitivesConfig, check_early, check_endpoint, emotion_set, emotions_of
+from saes.primitives.planning import outline
 from saes.primitives.recipes import CATALOGUE_FILE, COVERAGE_FILE
 from saes.primitives.results import Coverage
 from saes.stages import Stages, claim_run
@@ -42,7 +43,7 @@ _PROMOTED = 12
 def run_primitives(config: PrimitivesConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished; returns the path of the page. `say` gets lines of text."""
     say, out = say or (lambda line: None), config.out
-    check_early(config)
+    _begun(config, say)
     known = emotion_set(config)
     emotions = emotions_of(config, known)
     claim_run(out, config.facts())
@@ -71,6 +72,16 @@ def run_primitives(config: PrimitivesConfig, *, say: Callable[[str], None] | Non
     return path
 
 
+def _begun(config: PrimitivesConfig, say: Callable[[str], None]) -> None:
+    """Refuse what cannot be, and say what the run will take."""
+    check_early(config)
+    if (config.out / COVERAGE_FILE).exists():
+        return
+    for name, what in outline(config).items():
+        say(f"{name:<13}{what}")
+    check_endpoint(config)
+
+
 def summary(coverage: Coverage) -> list[str]:
     """What came out, in words."""
     n = len(coverage.cells)
@@ -83,7 +94,9 @@ def summary(coverage: Coverage) -> list[str]:
                      f"{control}; chance for an emotion: {chance:.2g}")  # fmt: skip
     if names := coverage.facts.get("unconfirmed"):
         lines.append(f"no significant naming-gate, so the leading features by lens were tried: {', '.join(names)}")
-    return [*lines, *(f"left out: {line}" for line in coverage.facts.get("cut", ()))]
+    if cut := coverage.facts.get("cut"):
+        lines.append(f"cut to the budget: {', '.join(cut)}")
+    return lines
 
 
 def figures(out: Path) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """How much work a run is, and how it is cut to a budget: texts, judge calls, tokens to paid judges, time, memory.
 
-    texts of an emotion     trials · prompts  +  6 conditions · seeds · prompts
+    texts of an emotion     trials · prompts  +  conditions · seeds · prompts
     judge calls             judges · (texts of the search  +  2 · texts of the conditions)    forced choice; yes or no
     seconds                 texts · tokens / (tokens per second)  +  judge calls · seconds per call
+
+Trials are no more than an emotion's candidates allow, conditions 6; an emotion without any candidate has neither trials
+nor a recipe, and 2 conditions. Before all of them there are `prompts` unsteered texts, written and judged once.
 
 `fitted` takes the most thorough `Effort` whose time fits what is left of the budget, by speeds measured on this model,
 SAE and panel just before; if not even the least fits, it says how many emotions do. What was cut is said in words.
@@ -14,28 +17,34 @@ except the lens step's, for which some rows go through an unembedding of this si
     lens    seconds = (d_sae + decoys) · seconds per row,  twice: the untrained SAE goes through it too
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
 
 import torch
 
 from interp.anatomy import ModelSpec
 from interp.bench.shapes import SHAPES, spec_of
-from interp.errors import InputError
 from interp.loading import parse_device
 from interp.outline import Sketch, folder_state, size
 from interp.presets import PRESETS
 from interp.quiet import quiet_transformers
 from saes.memory import memory_of
-from saes.primitives.dictionary import sae_preset
+from saes.primitives.categories import Categories
+from saes.primitives.data import scenes
+from saes.primitives.dictionary import Outlined, check_outline, sae_outline
 from saes.primitives.lens_scores import CHUNK_BYTES
 from saes.primitives.options import PrimitivesConfig, check_early, emotion_set, emotions_of
+from saes.primitives.results import CONDITIONS, UNSTEERED
 
-CONDITIONS = 6
 LOCAL_JUDGES = 5
 """Of the panel that runs here."""
+TRIAL_TEXTS = 8
+"""By which speeds are measured."""
+_KNOWN = 30
+"""Scenes of known emotion, at most, that the panel is tried on."""
 PAID_PROMPT, PAID_ANSWER = 260, 6
 """Tokens of a call to an endpoint: instruction, 27 options and a short text; the answer."""
 _LENS_ROWS = 64
@@ -53,19 +62,26 @@ class Effort:
     tokens: int
     """Length of a text."""
 
-    def texts(self, seeds: int) -> tuple[int, int]:
-        """Of one emotion: those of the search, and those of the conditions."""
-        return self.trials * self.prompts, CONDITIONS * seeds * self.prompts
+    def texts(self, seeds: int, possible: int | None = None) -> tuple[int, int]:
+        """Of one emotion: those of the search, and those of the conditions. `possible`: the most trials that its
+        candidates allow; by default any number."""
+        trials = self.trials if possible is None else min(self.trials, possible)
+        conditions = len(CONDITIONS if trials else UNSTEERED)
+        return trials * self.prompts, conditions * seeds * self.prompts
 
-    def calls(self, seeds: int, judges: int) -> int:
+    def calls(self, seeds: int, judges: int, possible: int | None = None) -> int:
         """Of one emotion, to all judges."""
-        search, conditions = self.texts(seeds)
+        search, conditions = self.texts(seeds, possible)
         return judges * (search + 2 * conditions)
 
-    def seconds(self, seeds: int, judges: int, speeds: "Speeds") -> float:
+    def seconds(self, seeds: int, judges: int, speeds: "Speeds", possible: int | None = None) -> float:
         """Of one emotion."""
-        texts = sum(self.texts(seeds))
-        return texts * self.tokens / speeds.tokens_per_second + self.calls(seeds, judges) * speeds.seconds_per_call
+        texts = sum(self.texts(seeds, possible))
+        return speeds.seconds(texts * self.tokens, self.calls(seeds, judges, possible))
+
+    def once(self, judges: int, speeds: "Speeds") -> float:
+        """Seconds of the unsteered texts that every search is held against."""
+        return speeds.seconds(self.prompts * self.tokens, judges * self.prompts)
 
 
 EFFORTS = (
@@ -82,6 +98,10 @@ class Speeds:
     tokens_per_second: float
     seconds_per_call: float
 
+    def seconds(self, tokens: int, calls: int) -> float:
+        """Of writing and of judging."""
+        return tokens / self.tokens_per_second + calls * self.seconds_per_call
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -89,27 +109,43 @@ class Fit:
 
     effort: Effort
     n_emotions: int
-    seconds_each: float
+    seconds: float
+    """Of these emotions together."""
     cut: tuple[str, ...]
     """What was left out, in words; empty where nothing was."""
 
 
-def fitted(left: float, n_emotions: int, *, seeds: int, judges: int, speeds: Speeds) -> Fit:
-    """The most thorough effort that `left` seconds allow for every emotion."""
+def fitted(left: float, possible: Sequence[int], *, seeds: int, judges: int, speeds: Speeds) -> Fit:
+    """The most thorough effort that `left` seconds allow for every emotion, in order; `possible`: the most trials that
+    the candidates of each allow, 0 where there are none."""
+    n, sums = len(possible), [0.0]
     for effort in EFFORTS:
-        each = effort.seconds(seeds, judges, speeds)
-        if each * n_emotions <= left:
-            return Fit(effort, n_emotions, each, _cut(effort))
-    effort, each = EFFORTS[-1], EFFORTS[-1].seconds(seeds, judges, speeds)
-    possible = min(n_emotions, max(1, int(left / each)))
-    missing = (f"about {n_emotions - possible} of {n_emotions} emotions",) if possible < n_emotions else ()
-    return Fit(effort, possible, each, (*_cut(effort), *missing))
+        each = (effort.seconds(seeds, judges, speeds, trials) for trials in possible)
+        sums = list(accumulate(each, initial=effort.once(judges, speeds)))
+        if sums[-1] <= left:
+            return Fit(effort, n, sums[-1], _cut(effort))
+    fits = max(1, sum(total <= left for total in sums[1:]))
+    missing = (f"about {n - fits} of {n} emotions",) if fits < n else ()
+    return Fit(EFFORTS[-1], fits, sums[fits], (*_cut(EFFORTS[-1]), *missing))
 
 
 def _cut(effort: Effort) -> tuple[str, ...]:
     full, names = EFFORTS[0], {"trials": "trials", "prompts": "prompts", "tokens": "tokens a text"}
     pairs = ((names[key], getattr(effort, key), getattr(full, key)) for key in names)
     return tuple(f"{name}: {ours} of {whole}" for name, ours, whole in pairs if ours < whole)
+
+
+def known_scenes(config: PrimitivesConfig, known: Categories) -> list[tuple[str, str]]:
+    """Scenes (emotion, text) of the set's emotions, evenly taken; none where the set has none of them."""
+    labels = known if config.scenes else None
+    texts = [(s.emotion, s.text) for s in scenes(config.scenes, emotions=labels) if s.emotion in known.names]
+    return texts[:: max(1, math.ceil(len(texts) / _KNOWN))]
+
+
+def _calls(config: PrimitivesConfig, known: Categories, n: int, effort: Effort, judges: int) -> int:
+    """Of a run on `n` emotions at the most: known scenes, trial texts, unsteered texts, and the emotions."""
+    before = len(known_scenes(config, known)) + TRIAL_TEXTS + effort.prompts
+    return judges * before + n * effort.calls(config.seeds, judges)
 
 
 @dataclass(frozen=True)
@@ -128,23 +164,26 @@ def outline(config: PrimitivesConfig, *, local_judges: int = LOCAL_JUDGES) -> di
     check_early(config)
     known = emotion_set(config)
     emotions = emotions_of(config, known)
-    shapes, preset = _shapes(config), sae_preset(config.sae) if config.sae else None
-    if preset is not None and preset.d_in != shapes.spec.d_model:
-        raise InputError(
-            f"the SAE {preset.name} reads width {preset.d_in}, {config.model} has width {shapes.spec.d_model}"
-        )
+    shapes, sae = _shapes(config), sae_outline(config.sae) if config.sae else None
     d, v, layers = shapes.spec.d_model, shapes.spec.d_vocab, shapes.spec.n_layers
-    f = preset.d_sae if preset else config.recipe.width(d) if config.sae is None else None
+    if sae is not None:
+        check_outline(sae, config.model, d, site=config.site)
+    f = sae.d_sae if sae else config.recipe.width(d) if config.sae is None else None
     judges = len(config.remote) + (local_judges if "local" in config.judges else 0)
     ends = (EFFORTS[-1], EFFORTS[0])
+
+    def calls(judges: int) -> list[int]:
+        return [_calls(config, known, len(emotions), one, judges) for one in ends]
+
     return {
         "model": f"{shapes.name}: {layers} layers of width {d:,}, vocabulary {v:,}; {shapes.source}",
-        "sae": _sae_line(config, preset, f),
+        "sae": _sae_line(config, sae, f),
         "emotions": f"{len(emotions)} of the {len(known)} of {known.name}: {', '.join(emotions)}",
         "memory": _memory(config, shapes, f),
-        "texts": _range([len(emotions) * sum(one.texts(config.seeds)) for one in ends]),
-        "judge calls": f"{_range([len(emotions) * one.calls(config.seeds, judges) for one in ends])}; {judges} judges",
-        "paid judges": _paid(config, len(emotions), ends),
+        "texts": _range([one.prompts + len(emotions) * sum(one.texts(config.seeds)) for one in ends])
+        + "; fewer where an emotion has few candidates or no recipe",
+        "judge calls": f"{_range(calls(judges))}; {judges} judges",
+        "paid judges": _paid(config, calls(len(config.remote))),
         "lens": _lens(shapes, f, config.decoys),
         "writing": _writing(shapes, [len(emotions) * sum(one.texts(config.seeds)) * one.tokens for one in ends]),
         "budget": f"{config.budget:g} minutes: the search is cut to it by speeds measured before it begins",
@@ -171,9 +210,10 @@ def _parameters(shape: str) -> int:
     return sum(parameter.numel() for parameter in hf.parameters())
 
 
-def _sae_line(config: PrimitivesConfig, preset: Any, f: int | None) -> str:
-    if preset is not None:
-        return f"{preset.name}: {preset.d_sae:,} features at {preset.site}, about {preset.l0:g} active"
+def _sae_line(config: PrimitivesConfig, sae: Outlined | None, f: int | None) -> str:
+    if sae is not None:
+        active = "" if sae.l0 is None else f", about {sae.l0:g} active"
+        return f"{sae.name}: {sae.d_sae:,} features at {sae.site or config.site}{active}"
     if config.sae is not None:
         return f"{config.sae}: its shape is known once it is read"
     return f"{config.architecture}, {f:,} features, k {config.k}, trained here on {config.train_tokens:,} tokens"
@@ -196,10 +236,9 @@ def _range(ends: Sequence[int]) -> str:
     return f"{low:,} to {high:,}"
 
 
-def _paid(config: PrimitivesConfig, n: int, efforts: tuple[Effort, Effort]) -> str:
+def _paid(config: PrimitivesConfig, calls: Sequence[int]) -> str:
     if not config.remote:
         return "none: no text leaves this machine"
-    calls = [n * one.calls(config.seeds, len(config.remote)) for one in efforts]
     return (
         f"{_range(calls)} calls of {', '.join(config.remote)} at {config.endpoint}; tokens sent about "
         f"{_range([PAID_PROMPT * count for count in calls])}, received about "

@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 
 import numpy as np
 
@@ -77,6 +78,15 @@ class SearchConfig:
             raise InputError(f"a search needs strengths other than 0 and one seed or more; got {self}")
         if min(self.beam, self.trials) < 1:
             raise InputError(f"beam={self.beam} and trials={self.trials}: expected 1 or more of both")
+
+
+def most_trials(candidates: Candidates, config: SearchConfig | None = None) -> int:
+    """How many recipes the candidates allow at most, whatever `trials` says; 0 without a candidate."""
+    config, n = config or SearchConfig(), len(candidates.all)
+    if not n:
+        return 0
+    partners = config.beam * (n - 1) * len(config.partner_strengths)
+    return len(candidates.alone) * len(config.strengths) + max(partners, 3 * comb(n, 2)) + 2 * len(config.factors)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from saes.primitives.specs import Term as Term
 
 CellKind = Literal["naming", "self", "recipe"]
 CONDITIONS = ("steered", "zero", "random direction", "matched feature", "flipped", "prompt only")
+UNSTEERED = ("zero", "prompt only")
+"""What is left of them where there is no recipe."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ them; both are kept and used. The panel is also tried on hand-written scenes of 
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from saes.primitives.catalogue import Catalogue
 from saes.primitives.categories import Categories
 from saes.primitives.controls import Way
 from saes.primitives.coverage import Setup, cover, judge_validity
-from saes.primitives.data import scenes, story_openings
+from saes.primitives.data import story_openings
 from saes.primitives.dictionary import SiteFacts
 from saes.primitives.groundwork import Dictionary, Say
 from saes.primitives.lens_scores import PERSONS
 from saes.primitives.options import PrimitivesConfig, remote_judges
 from saes.primitives.panel_runs import PanelRun
-from saes.primitives.planning import Effort, Speeds, fitted
-from saes.primitives.recipe_search import Candidates, SearchConfig
+from saes.primitives.planning import TRIAL_TEXTS, Effort, Speeds, fitted, known_scenes
+from saes.primitives.recipe_search import Candidates, SearchConfig, most_trials
 from saes.primitives.recipes import COVERAGE_FILE
 from saes.primitives.results import Cell, Coverage, Term
 from saes.primitives.specs import SteeringSpec
@@ -33,7 +32,7 @@ from saes.primitives.writing import Request, Settings, Writer
 
 MOST = 4
 """Candidates of a class that are tried alone."""
-_TRIAL_TEXTS, _TRIAL_TOKENS, _KNOWN = 8, 16, 30
+_TRIAL_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,10 @@ def _judges(task: Task) -> tuple[Judge, ...]:
 
 
 def _validity(task: Task, panel: PanelRun, say: Say) -> dict[str, list[int]]:
-    """Scenes of the set's emotions, evenly taken; empty where the set has none of them."""
-    labels = task.known if task.config.scenes else None
-    texts = [(s.emotion, s.text) for s in scenes(task.config.scenes, emotions=labels) if s.emotion in task.known.names]
-    if not texts:
+    """By judge: right, tried, unreadable; empty where there is no scene of the set's emotions."""
+    if not (texts := known_scenes(task.config, task.known)):
         return {}
-    step = max(1, math.ceil(len(texts) / _KNOWN))
-    found = judge_validity(panel, texts[::step])
+    found = judge_validity(panel, texts)
     say("      right about scenes of known emotion: "
         + ", ".join(f"{name} {right}/{n}" for name, (right, n, _) in found.items()))  # fmt: skip
     return {name: list(row) for name, row in found.items()}
@@ -122,15 +118,16 @@ def _effort(task: Task, panel: PanelRun, left: float, say: Say) -> tuple[Effort,
     path = task.config.out / "effort.json"
     if not path.exists():
         speeds = _speeds(task, panel)
-        fit = fitted(left, len(task.emotions), seeds=task.config.seeds, judges=len(panel.judges), speeds=speeds)
+        possible = [most_trials(task.candidates(emotion)) for emotion in task.emotions]
+        fit = fitted(left, possible, seeds=task.config.seeds, judges=len(panel.judges), speeds=speeds)
         write_json(path, dataclasses.asdict(fit) | {"speeds": dataclasses.asdict(speeds)})
     kept = read_json(path, "run")
     effort, cut = Effort(**kept["effort"]), tuple(kept["cut"])
     speeds = Speeds(**kept["speeds"])
     say(f"      {speeds.tokens_per_second:.0f} tokens/s, {1e3 * speeds.seconds_per_call:.0f} ms an answer: "
         f"{effort.trials} trials, {effort.prompts} prompts, {effort.tokens} tokens a text")  # fmt: skip
-    for line in cut:
-        say(f"      cut to the budget: {line}")
+    if cut:
+        say(f"      cut to the budget: {', '.join(cut)}")
     return effort, cut
 
 
@@ -138,14 +135,14 @@ def _speeds(task: Task, panel: PanelRun) -> Speeds:
     writer = Writer(task.found.model, task.found.sae, task.found.site, None, Settings(_TRIAL_TOKENS))
     openings = story_openings(task.config.openings)
     way = Way("steered", task.template())
-    requests = [Request(way, openings[i % len(openings)], 10_000 + i) for i in range(_TRIAL_TEXTS)]
+    requests = [Request(way, openings[i % len(openings)], 10_000 + i) for i in range(TRIAL_TEXTS)]
     start = time.perf_counter()
     texts = [one.text for one in writer.write(requests)]
     wrote = time.perf_counter()
     panel.votes(texts, seed=10_000)
     asked = time.perf_counter()
     each = (asked - wrote) / (len(texts) * len(panel.judges))
-    return Speeds(_TRIAL_TEXTS * _TRIAL_TOKENS / (wrote - start), each)
+    return Speeds(TRIAL_TEXTS * _TRIAL_TOKENS / (wrote - start), each)
 
 
 def _setup(task: Task, panel: PanelRun, effort: Effort) -> Setup:

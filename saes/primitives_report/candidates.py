@@ -62,7 +62,25 @@ def catalogue_section(
         caption = "Bars on an axis of square roots; the counts stand at their ends."
         parts.append(Figure(figure, "Candidates, of the SAE and of an untrained one", caption))
     parts += [_table(catalogue, untrained, kind, promoted, most[kind]) for kind in KINDS]
+    if (words := _words(catalogue)) is not None:
+        parts.append(words)
     return Section("Catalogue", parts, lead=_LEAD)
+
+
+def _words(catalogue: Catalogue) -> "Part | None":
+    """Of every list of words: how many the unembedding has a token for, and those that are left out."""
+    from interp.page import Table
+
+    counted, lost = catalogue.facts.get("words", {}), catalogue.facts.get("words_without_token", {})
+    if not counted:
+        return None
+    rows = [[name, one["usable"], len(lost.get(name, ())), ", ".join(lost.get(name, ()))]
+            for name, one in counted.items()]  # fmt: skip
+    used, out = (sum(row[i] for row in rows) for i in (1, 2))
+    title = f"Words: {used:,} of {used + out:,} have a token of their own in this model and count; the others do not"
+    return Table(
+        ["words of", "count", "left out", "which"], [[*row[:3], row[3] or MISSING] for row in rows], title=title
+    )
 
 
 def _groups(catalogue: Catalogue, untrained: Catalogue | None, kind: Kind) -> list[tuple[str, str | None]]:

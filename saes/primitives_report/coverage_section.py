@@ -59,6 +59,8 @@ def coverage_section(coverage: Coverage) -> "Section":
     if names := coverage.facts.get("unconfirmed"):
         parts.append(Note("Without a significant naming-gate, so that the search took the leading features by lens, "
                           f"which nothing but the judges' answers here confirms: {', '.join(names)}."))  # fmt: skip
+    if cut := coverage.facts.get("cut"):
+        parts.append(Note(f"Cut to the time there was: {', '.join(cut)}."))
     parts += [_totals(coverage), _figure(coverage), _cells(coverage)]
     return Section("Coverage", parts, lead=lead)
 

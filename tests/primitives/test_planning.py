@@ -11,13 +11,16 @@ import pytest
 from interp.errors import InputError
 from saes.primitives.options import FEW, PrimitivesConfig, check_early, data_of, emotion_set, emotions_of
 from saes.primitives.planning import EFFORTS, Effort, Speeds, fitted, outline
-from saes.primitives.results import CONDITIONS
+from saes.primitives.results import CONDITIONS, UNSTEERED
 
 QUICK = Speeds(tokens_per_second=1e6, seconds_per_call=1e-6)
 LLAMA: dict[str, Any] = {"model": "llama-3.1-8b-instruct", "sae": "llama_scope:l15r_32x"}
 GEMMA: dict[str, Any] = {
     "model": "gemma-2-9b-it", "sae": "gemma_scope:layer_20/width_131k/average_l0_81",
 }  # fmt: skip
+
+
+MANY = 100
 
 
 def test_work_equals_what_is_counted_one_by_one():
@@ -29,10 +32,13 @@ def test_work_equals_what_is_counted_one_by_one():
     assert effort.calls(4, 5) == len(answers)
     speeds = Speeds(tokens_per_second=20.0, seconds_per_call=0.5)
     assert effort.seconds(4, 5, speeds) == pytest.approx(78 * 10 / 20 + len(answers) / 2)
+    assert effort.texts(4, 1) == (3, len(conditions))
+    unsteered = list(itertools.product(UNSTEERED, range(4), range(3)))
+    assert effort.texts(4, 0) == (0, len(unsteered)) and effort.calls(4, 5, 0) == 2 * 5 * len(unsteered)
 
 
 def test_enough_time_cuts_nothing():
-    fit = fitted(600, 27, seeds=2, judges=5, speeds=QUICK)
+    fit = fitted(600, [MANY] * 27, seeds=2, judges=5, speeds=QUICK)
     assert fit.effort == EFFORTS[0] and fit.n_emotions == 27 and fit.cut == ()
 
 
@@ -40,17 +46,30 @@ def test_enough_time_cuts_nothing():
 def test_less_time_is_kept_to_and_never_means_more_work(seconds_per_call: float):
     speeds, before = Speeds(300.0, seconds_per_call), None
     for left in (3_000, 1_500, 700, 400, 200):
-        fit = fitted(left, 8, seeds=2, judges=5, speeds=speeds)
-        if fit.n_emotions == 8:
-            assert fit.seconds_each * 8 <= left
+        fit = fitted(left, [MANY] * 8, seeds=2, judges=5, speeds=speeds)
+        assert fit.seconds <= left
         work = fit.n_emotions * sum(fit.effort.texts(2)) * fit.effort.tokens
         assert before is None or work <= before
         before = work
         assert bool(fit.cut) == (fit.effort != EFFORTS[0] or fit.n_emotions < 8)
 
 
+def test_emotions_without_candidates_are_not_charged_for_a_recipe():
+    """What suffices for two of eight in full: the others have nothing to search, and nothing is cut."""
+    speeds = Speeds(300.0, 0.01)
+    full, none = (EFFORTS[0].seconds(2, 5, speeds, possible) for possible in (MANY, 0))
+    left = 2 * full + 6 * none + EFFORTS[0].once(5, speeds)
+    assert none < full / 4
+    fit = fitted(left, [MANY, 0, 0, MANY, 0, 0, 0, 0], seeds=2, judges=5, speeds=speeds)
+    assert fit.cut == () and fit.seconds == pytest.approx(left)
+    assert fitted(left - 0.1, [MANY, 0, 0, MANY, 0, 0, 0, 0], seeds=2, judges=5, speeds=speeds).cut
+    assert fitted(left, [MANY] * 8, seeds=2, judges=5, speeds=speeds).cut
+    few = fitted(left, [10] * 2 + [0] * 6, seeds=2, judges=5, speeds=speeds)
+    assert few.seconds < left and few.effort == EFFORTS[0], "nor more trials than the candidates allow"
+
+
 def test_what_is_cut_is_said():
-    fit = fitted(10, 27, seeds=2, judges=5, speeds=Speeds(100.0, 0.05))
+    fit = fitted(10, [MANY] * 27, seeds=2, judges=5, speeds=Speeds(100.0, 0.05))
     assert fit.effort == EFFORTS[-1] and 1 <= fit.n_emotions < 27
     assert fit.cut[0] == "trials: 3 of 24" and fit.cut[-1] == f"about {27 - fit.n_emotions} of 27 emotions"
 
@@ -86,7 +105,8 @@ def test_calls_and_tokens_of_paid_judges_are_stated(tmp_path: Path):
         **LLAMA, out=tmp_path, judges=("a", "b"), endpoint="http://127.0.0.1:9/v1", emotions=("joy", "awe")
     )
     plan = outline(config)
-    low, high = (2 * effort.calls(2, 2) for effort in (EFFORTS[-1], EFFORTS[0]))
+    before = 25 + 8  # scenes of known emotion, texts by which speeds are measured
+    low, high = (2 * (before + one.prompts) + 2 * one.calls(2, 2) for one in (EFFORTS[-1], EFFORTS[0]))
     assert f"{low:,} to {high:,} calls of a, b at http://127.0.0.1:9/v1" in str(plan["paid judges"])
 
 

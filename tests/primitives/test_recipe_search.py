@@ -1,5 +1,6 @@
 """The search on a model in which the recipes are planted; its converses; interruptions."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from interp.judges import LexiconJudge, Question, Scores
 from interp.judging.question import one_hot
 from interp.sealing import digest
 from saes.primitives.coverage import cover, cover_emotion, shuffled_labels
-from saes.primitives.recipe_search import Candidates, SearchConfig, search_recipe
+from saes.primitives.planning import Effort
+from saes.primitives.recipe_search import Candidates, SearchConfig, most_trials, search_recipe
 from saes.primitives.results import CONDITIONS, Coverage
 from saes.primitives.writing import Writer
 from tests.primitives.planted_recipes import NOISE, PAIR, PROMPTS, SINGLE, judges, plant, setup
@@ -61,6 +63,23 @@ def test_nothing_is_reported_where_no_feature_is(coverage: Coverage):
     assert [one.name for one in cell.conditions] == ["zero", "prompt only"]
     assert coverage.strict[0] == 2 and coverage.soft[0] == 2
     assert coverage.passes("strict", "zero") == 0
+
+
+@pytest.mark.parametrize("candidates", [SINGLE, PAIR, NOISE, Candidates(), Candidates(selves=(5,))])
+def test_the_plan_charges_what_is_done_and_no_recipe_where_there_is_no_candidate(candidates: Candidates):
+    """Texts written and answers given; only a search that ends without a recipe does less."""
+    shared = setup(trials=1_000)
+    shared = dataclasses.replace(shared, prompts=PROMPTS, search=dataclasses.replace(shared.search, seeds=(1000,)))
+    effort, seeds = Effort(1_000, len(PROMPTS), 8), len(shared.seeds)
+    cell, possible = cover_emotion("emotion0", candidates, shared), most_trials(candidates, shared.search)
+    charged = effort.prompts + sum(effort.texts(seeds, possible))
+    calls = 3 * effort.prompts + effort.calls(seeds, 3, possible)
+    assert len(cell.search) <= possible
+    assert shared.writer.written <= charged and sum(shared.panel.asked.values()) <= calls
+    if len(cell.search) == possible and (cell.chosen is not None or not candidates.all):
+        assert shared.writer.written == charged
+    if not candidates.all:
+        assert cell.chosen is None and charged == (1 + 2 * seeds) * len(PROMPTS)
 
 
 def test_the_pair_is_not_found_without_one_of_its_features():
