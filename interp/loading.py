@@ -5,6 +5,7 @@
 With `upto`, the layers above the site, the final norm and the head are neither allocated nor read (`interp.weights`).
 """
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,19 @@ from torch import nn
 
 from interp.errors import InputError
 from interp.gguf_cache import dequantised, packaged_gguf
+from interp.model_folder import (
+    check_counts,
+    check_layers,
+    check_size,
+    read_settings,
+    refuse_code,
+    weight_files,
+)
 from interp.precision import default_dtype
 from interp.presets import PRESETS, Preset
 from interp.quiet import quiet_transformers
 from interp.sites import Point, Site
-from interp.weights import fetch, load_partial, read_index, wrong_shape
+from interp.weights import built_empty, fetch, load_partial, read_index, shards_of, wrong_shape
 
 SUPPORTED = {
     "llama": "Llama",
@@ -40,6 +49,9 @@ _DTYPES = {
     "fp16": torch.float16,
     "float64": torch.float64,
 }
+
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -90,11 +102,13 @@ def load_hf(
     upto: Site | str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    trust_pickle: bool = False,
 ) -> Loaded:
     """Load a model and its tokenizer, in eval mode.
 
     `name` is a preset, a hub id, a local folder or a .gguf file. `upto` stops loading at a site. `device` defaults to
     CUDA where there is one, `dtype` to bfloat16 where the device multiplies it, else float32 (`interp.precision`).
+    Pickled weights are refused without `trust_pickle`, and then opened for tensors only; code is never run.
     """
     preset = PRESETS.get(str(name))
     where = parse_device(device)
@@ -109,9 +123,9 @@ def load_hf(
     n_layers = config.num_hidden_layers
     keep = None if upto is None else layers_needed(Site.parse(upto), n_layers)
     if source.hub_id is not None and keep is None:
-        folder = fetch(source.hub_id, weights=True, revision=revision)
+        folder = fetch(source.hub_id, weights=True, revision=revision, trust_pickle=trust_pickle)
     if keep is None:
-        hf = _load_whole(folder, config, number_type)
+        hf = _load_whole(folder, config, number_type, trust_pickle=trust_pickle)
     else:
         hf = load_partial(folder, config, keep, number_type, hub_id=source.hub_id)
     tokenizer = _load_tokenizer(folder)
@@ -126,8 +140,7 @@ def sketch_hf(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Loaded
     source = _resolve(str(name), preset)
     folder = source.folder or fetch(str(source.hub_id))
     config = _read_config(folder, str(name))
-    with quiet_transformers(), torch.device("meta"):
-        hf = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    hf = built_empty(AutoModelForCausalLM, config, folder, dtype=dtype)
     revision = source.revision if source.hub_id is None else folder.name
     return Loaded(hf.eval(), _load_tokenizer(folder), str(name), revision, preset, config.num_hidden_layers)
 
@@ -183,27 +196,39 @@ def _read_config(folder: Path, name: str) -> Any:
     from transformers import AutoConfig
 
     families = ", ".join(f"{title} ({kind})" for kind, title in SUPPORTED.items())
+    try:
+        settings = read_settings(folder, name)
+    except InputError as error:
+        raise InputError(f"the config of {name} could not be read: {error}. Supported: {families}") from None
+    refuse_code(settings, name, SUPPORTED)
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(str(folder))
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"the config of {name} could not be read: {reason} Supported: {families}") from error
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        except Exception as error:  # each family checks its own fields, and raises errors of many kinds
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"the config of {name} could not be read: {reason:.300}. Supported: {families}") from error
     if config.model_type not in SUPPORTED:
-        raise InputError(f"{name} is a {config.model_type!r} model, which is not supported. Supported: {families}")
+        raise InputError(f"{name} is a {config.model_type!r:.80} model, which is not supported. Supported: {families}")
+    check_counts(config, name)
     return config
 
 
-def _load_whole(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
+def _load_whole(folder: Path, config: Any, dtype: torch.dtype, *, trust_pickle: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
+    named = read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
+    files = weight_files(folder, trust_pickle=trust_pickle)
+    pickled = files[0].suffix != ".safetensors"
+    if not pickled:
+        check_layers(config.num_hidden_layers, len(named or shards_of(folder, None)), folder)
+    check_size(built_empty(AutoModelForCausalLM, config, folder), sum(path.stat().st_size for path in files), folder)
     with quiet_transformers():
         try:
             whole: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-        except (OSError, ValueError, SafetensorError) as error:
+                str(folder), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
+                trust_remote_code=False, use_safetensors=not pickled, weights_only=True,
+            )  # fmt: skip
+        except (OSError, ValueError, SafetensorError, MemoryError, ImportError, pickle.UnpicklingError) as error:
             raise InputError(f"the weights in {folder} could not be loaded: {error}") from error
     model, info = whole
     # Where a tensor is missing or of another shape, transformers would go on with random numbers.
@@ -219,8 +244,14 @@ def _load_whole(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
 def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        return None  # a folder of weights alone is still a model
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError, TypeError):  # a folder of weights alone is still a model
-            return None
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare exceptions
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"the tokenizer in {folder} could not be read ({reason:.300}); code that a tokenizer brings "
+                "(auto_map) is never run here. Repair its files, or take them out to load the weights alone"
+            ) from error

@@ -70,14 +70,12 @@ class HookedModel(ShownModel):
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         compile: bool = False,
+        trust_pickle: bool = False,
     ) -> "HookedModel":
-        """A model by preset, hub id, folder or GGUF file; with `upto`, only the layers a capture at that site runs.
-
-        `dtype=None` is bfloat16 where the device multiplies it, else float32; `compile`: see `interp.compiled`.
-        """
+        """A model as `interp.loading.load_hf` finds it; `compile`: see `interp.compiled`."""
         from interp.loading import load_hf
 
-        loaded = load_hf(name, upto=None if upto is None else Site.parse(upto), dtype=dtype, device=device)
+        loaded = load_hf(name, upto=upto, dtype=dtype, device=device, trust_pickle=trust_pickle)
         anatomy = anatomy_of(loaded.hf)
         model = cls(
             loaded.hf,

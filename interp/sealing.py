@@ -21,6 +21,10 @@ from typing import Any
 from interp.errors import InputError
 
 KEPT_WHOLE = "What was written before is whole."
+MOST_JSON = 256 * 2**20
+"""Bytes of a JSON file that are read; manifests of 100,000 shards take 50 MB."""
+NOT_JSON = (ValueError, RecursionError)
+"""What `json.loads` raises: also on bytes that are no text, numbers of thousands of digits, and deep nesting."""
 
 
 def partial_name(final: Path) -> Path:
@@ -60,14 +64,24 @@ def write_json(path: Path, value: Any) -> None:
     write_sealed(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read JSON; `what` names the thing in the error."""
+def read_json(path: Path, what: str, *, most: int = MOST_JSON) -> Any:
+    """Read JSON of at most `most` bytes; `what` names the thing in the error."""
+    if path.is_file() and (size := path.stat().st_size) > most:
+        raise InputError(f"{path} holds {size:,} bytes, more than any {what} has there; it is not read")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no {path.name}, so it is no finished {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{path} is damaged, it is not JSON ({error}); make the {what} again") from None
+
+
+def read_object(path: Path, what: str, *, most: int = MOST_JSON) -> dict[str, Any]:
+    """Read a JSON object; anything else is refused."""
+    value = read_json(path, what, most=most)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, expected a JSON object; make the {what} again")
+    return value
 
 
 def digest(value: Any) -> str:

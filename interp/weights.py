@@ -5,7 +5,7 @@ names say which tensors of the checkpoint are read. Checkpoints name them with o
 (`model.layers.0...`, `h.0...`). Where layers are left out, so is the final norm, and the identity stands in its place.
 """
 
-import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,33 @@ from safetensors import SafetensorError
 from torch import nn
 
 from interp.errors import InputError
+from interp.model_folder import beyond_memory, check_layers, shard_names, weight_files
 from interp.quiet import quiet_transformers
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _FINAL_NORMS = {"norm", "ln_f", "final_layer_norm"}
 _WEIGHTS = "model*.safetensors"  # some repositories hold a second copy, consolidated.safetensors
+_PICKLED = "pytorch_model*.bin"
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def fetch(hub_id: str, *, weights: bool = False, files: Iterable[str] = (), revision: str | None = None) -> Path:
+def fetch(
+    hub_id: str,
+    *,
+    weights: bool = False,
+    files: Iterable[str] = (),
+    revision: str | None = None,
+    trust_pickle: bool = False,
+) -> Path:
     """Fetch a hub repository's small files and all (`weights`) or some (`files`) of its weights.
+
+    Pickled weights are fetched with `trust_pickle` only.
 
     The folder returned is named after the commit.
     """
     from huggingface_hub import errors
 
-    patterns = [*_SMALL_FILES, *files, *([_WEIGHTS] if weights else [])]
+    patterns = [*_SMALL_FILES, *files, *([_WEIGHTS] if weights else []), *([_PICKLED] if trust_pickle else [])]
     page = f"https://huggingface.co/{hub_id}"
     try:
         folder = Path(snapshot(hub_id, patterns, revision))
@@ -69,20 +80,32 @@ def truncated_config(config: Any, keep: int) -> Any:
     return type(config).from_dict(settings)
 
 
+def built_empty(kind: Any, config: Any, folder: Path, **options: Any) -> Any:
+    """The model of a config on the meta device: shapes without memory. `kind` is one of transformers' auto classes."""
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            return kind.from_config(config, trust_remote_code=False, **options)
+        except Exception as error:  # numbers that do not go together fail wherever they meet
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"no model can be built from the config.json in {folder} ({reason:.300})") from error
+
+
 def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hub_id: str | None = None) -> nn.Module:
     """The base model of the first `keep` layers, without head, from a folder's (or the hub's) safetensors."""
     from transformers import AutoModel
 
     if getattr(config, "quantization_config", None):
         raise InputError(f"{folder} holds a quantised checkpoint, which cannot be loaded in part; leave `upto` out")
-    with quiet_transformers(), torch.device("meta"):
+    stored = shards_of(folder, hub_id)
+    check_layers(config.num_hidden_layers, len(stored), folder)
+    with quiet_transformers():
         short = truncated_config(config, keep)
-        empty = AutoModel.from_config(short)
+    empty = built_empty(AutoModel, short, folder)
     prefix = f"{empty.base_model_prefix}."
     if keep < config.num_hidden_layers:  # the final norm stands above every site that is left
         for name in _FINAL_NORMS & dict(empty.named_children()).keys():
             setattr(empty, name, nn.Identity())
-    held = {name.removeprefix(prefix): (name, shard) for name, shard in _shards(folder, hub_id).items()}
+    held = {name.removeprefix(prefix): (name, shard) for name, shard in stored.items()}
     shapes = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     wanted = list(shapes)
     if missing := [name for name in wanted if name not in held]:
@@ -108,7 +131,7 @@ def wrong_shape(folder: Path, name: str, found: torch.Size, expected: torch.Size
     )
 
 
-def _shards(folder: Path, hub_id: str | None) -> dict[str, str]:
+def shards_of(folder: Path, hub_id: str | None) -> dict[str, str]:
     """Tensor name -> shard file, from the index, or from the only file there is."""
     from safetensors import safe_open
 
@@ -117,22 +140,18 @@ def _shards(folder: Path, hub_id: str | None) -> dict[str, str]:
     if not (folder / _SINGLE).is_file() and hub_id is not None:
         folder = fetch(hub_id, files=[_SINGLE], revision=folder.name)
     if not (folder / _SINGLE).is_file():
+        weight_files(folder, trust_pickle=False)
         raise InputError(f"{folder} holds neither {_INDEX} nor {_SINGLE}; loading a part of a model needs safetensors")
     try:
         with safe_open(str(folder / _SINGLE), framework="pt") as file:
             return dict.fromkeys(file.keys(), _SINGLE)
-    except SafetensorError as error:
+    except (OSError, SafetensorError, MemoryError) as error:
         raise InputError(f"the weight file {folder / _SINGLE} is damaged ({error}); fetch it again") from error
 
 
 def read_index(folder: Path) -> dict[str, str]:
     """Tensor name -> shard file, as the index says; empty where there is no index."""
-    if not (folder / _INDEX).is_file():
-        return {}
-    try:
-        return dict(json.loads((folder / _INDEX).read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / _INDEX} is damaged ({type(error).__name__}: {error}); fetch it again") from error
+    return shard_names(folder / _INDEX) if (folder / _INDEX).is_file() else {}
 
 
 def _read(folder: Path, wanted: dict[str, tuple[str, str]]) -> dict[str, torch.Tensor]:
@@ -143,8 +162,10 @@ def _read(folder: Path, wanted: dict[str, tuple[str, str]]) -> dict[str, torch.T
         try:
             with safe_open(str(folder / shard), framework="pt") as file:
                 names = {name: stored for name, (stored, home) in wanted.items() if home == shard}
+                sizes = (math.prod(file.get_slice(stored).get_shape()) for stored in names.values())
+                beyond_memory(sum(sizes), f"what is read of {folder / shard}")
                 state |= {name: file.get_tensor(stored) for name, stored in names.items()}
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, MemoryError) as error:
             raise InputError(
                 f"the weight file {folder / shard} is missing or damaged ({error}); fetch it again"
             ) from error

@@ -44,6 +44,17 @@ def reads(monkeypatch):
     seen: list[tuple[str, str]] = []
     opened = safetensors.safe_open
 
+    class Slice:  # asking for a shape reads nothing
+        def __init__(self, whole, where):
+            self.whole, self.where, self.get_shape = whole, where, whole.get_shape
+
+        def __getitem__(self, index):
+            seen.append(self.where)
+            return self.whole[index]
+
+        def __getattr__(self, name):
+            return getattr(self.whole, name)
+
     class Recording:
         def __init__(self, path, **options):
             self.path, self.file = str(path), opened(path, **options)
@@ -63,8 +74,7 @@ def reads(monkeypatch):
             return self.file.get_tensor(name)
 
         def get_slice(self, name):
-            seen.append((Path(self.path).name, name))
-            return self.file.get_slice(name)
+            return Slice(self.file.get_slice(name), (Path(self.path).name, name))
 
         def __getattr__(self, name):
             return getattr(self.file, name)

@@ -1,0 +1,103 @@
+"""Hostile input: every attack of the tables is refused in words, runs nothing, writes nowhere and takes no memory."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from interp import weights
+from interp.errors import InputError
+from interp.loading import load_hf
+from tests import hostile_models
+from tests.hostile_samples import GROWTH, Attack, Canary, canary, tried
+from tests.tiny_folder import tiny_folder
+
+ATTACKS = [*hostile_models.ATTACKS]
+CPU = {"dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.id)
+def test_the_attack_is_refused(attack: Attack, tmp_path):
+    found = tried(attack, tmp_path)
+    assert found.refused, found.said
+    assert not found.escaped
+    assert found.growth < GROWTH
+    assert 20 < len(found.said) < 3000 and "Traceback" not in found.said
+
+
+def test_what_the_tables_rest_on_would_show_an_attack_that_works(tmp_path):
+    """The canary runs when opened without care, and files written beside the folder are noticed."""
+    import pickle
+
+    cases = {
+        "opened": lambda folder: lambda: None,
+        "ran": lambda folder: lambda: pickle.loads(canary(folder)),
+        "wrote": lambda folder: lambda: (folder.parent / "beside").write_text("x"),
+        "grew": lambda folder: lambda: torch.ones(GROWTH // 2).sum(),
+    }
+    found = {}
+    for name, prepare in cases.items():
+        (tmp_path / name).mkdir()
+        found[name] = tried(Attack("nothing", name, prepare), tmp_path / name)
+    assert not any(outcome.refused or outcome.held for outcome in found.values())
+    assert found["ran"].escaped and found["wrote"].escaped and found["grew"].growth > GROWTH
+    assert isinstance(Canary(tmp_path), Canary) and not found["opened"].escaped
+
+
+def test_attacks_have_names_of_their_own():
+    assert len({attack.id for attack in ATTACKS}) == len(ATTACKS)
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A model folder whose weights are an honest pickle, and its tensors."""
+    tiny_folder(tmp_path)
+    model = tmp_path / "model"
+    state = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(state, model / "pytorch_model.bin")
+    return model, state
+
+
+def test_pickled_weights_that_are_trusted_are_opened_for_tensors_only(pickled):
+    model, state = pickled
+    with pytest.raises(InputError, match=r"pickle can run any program.*trust_pickle=True"):
+        load_hf(model, **CPU)
+    held = load_hf(model, trust_pickle=True, **CPU).hf.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in state.items())
+    (model / "pytorch_model.bin").write_bytes(canary(model))
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_hf(model, trust_pickle=True, **CPU)
+    assert not (model / "pwned").exists()
+
+
+def test_of_the_hub_pickles_are_not_even_fetched_unless_trusted(pickled, monkeypatch):
+    model, _ = pickled
+    asked: list[str] = []
+
+    def snapshot(hub_id, patterns, revision):
+        asked.extend(patterns)
+        return str(model)
+
+    monkeypatch.setattr(weights, "snapshot", snapshot)
+    with pytest.raises(InputError, match="pickles"):
+        load_hf("owner/name", **CPU)
+    assert not any(".bin" in pattern for pattern in asked)
+    load_hf("owner/name", trust_pickle=True, **CPU)
+    assert any(".bin" in pattern for pattern in asked)
+
+
+@pytest.mark.parametrize("name", ["code in an unknown model type", "code in the tokenizer"])
+def test_code_of_a_hub_model_never_runs_and_nobody_is_asked(tmp_path, monkeypatch, name):
+    import builtins
+
+    hostile_models.CHANGES[name](hostile_models.model_in(tmp_path))
+    monkeypatch.setattr(weights, "snapshot", lambda *_: str(tmp_path / "model"))
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")  # what transformers asks at a terminal
+    with pytest.raises(InputError, match="never run here"):
+        load_hf("owner/name", **CPU)
+    assert not (tmp_path / "model" / "pwned").exists()
