@@ -7,7 +7,7 @@ import numpy as np
 
 from interp.errors import InputError
 from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, has, log_axis, looks, soft
-from interp.figures.style import PALETTE, blank
+from interp.figures.style import PALETTE, blank, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -39,6 +39,7 @@ def share_bars(rows: Rows, parts: Mapping[str, str], *, y_title: str) -> "plotly
             hovertemplate=f"layer %{{x}} · {name}: %{{y:.3f}}<extra></extra>",
         )
     figure.update_yaxes(range=[0, 1])
+    figure.update_xaxes(**whole(layers[0], layers[-1]))
     return figure
 
 

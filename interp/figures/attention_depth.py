@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import InputError
 from interp.figures.attention_style import LEGEND, Rows, add_band, add_level, by_layer, has, log_axis, looks
-from interp.figures.style import blank
+from interp.figures.style import blank, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -46,9 +46,10 @@ def depth_plot(
             "%{customdata[1]:.4g}<extra></extra>",
         )
     ends = [value for found in shown.values() for q in found.values() for value in q]
+    layers = sorted({layer for found in shown.values() for layer in found})
+    figure.update_xaxes(**whole(layers[0], layers[-1]))
     if level is not None:
         ends.append(level[0])
-        layers = sorted({layer for found in shown.values() for layer in found})
         add_level(figure, (layers[0], layers[-1]), *level)
     if bounds is not None:
         figure.update_yaxes(range=list(bounds))

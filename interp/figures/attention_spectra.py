@@ -36,7 +36,7 @@ def eigenvalue_cloud(
         y=flat.imag,
         mode="markers",
         name="eigenvalues",
-        marker={"size": 3.4, "color": BLUE, "opacity": 0.5},
+        marker={"size": 3.4, "color": BLUE, "opacity": 0.5 if flat.size > 300 else 0.9},
         hovertemplate=f"eigenvalue{where}",
     )
     figure.add_scatter(
@@ -68,7 +68,7 @@ def head_spectrum(routing: Any, filtering: Any, *, unit: str = "‖M‖") -> "pl
     planes, modes = planes[planes > 1e-6 * largest], modes[np.abs(modes) > 1e-6 * largest]
     doubled, order = np.repeat(planes, 2), np.arange(1, len(modes) + 1)
     figure = blank(
-        xaxis_title="number, by size",
+        xaxis_title="place among the values, largest first",
         yaxis_title=f"size of the value / {unit} (log scale)",
         height=330,
         showlegend=True,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InputError
-from interp.figures.style import BLUE, GREY, blank, decades
+from interp.figures.style import BLUE, GREY, blank, decades, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -33,5 +33,8 @@ def density_histogram(densities: Any, *, n_tokens: int, bins: int = 60) -> "plot
         hovertemplate="density %{customdata[0]:.2g} to %{customdata[1]:.2g}<br>%{y:,} features<extra></extra>",
     )
     figure.add_vline(x=floor, line={"color": GREY, "dash": "dash", "width": 1})
+    figure.update_yaxes(range=[0, 1.06 * max(1, counts.max())], tickformat=",")
+    if counts.max() <= 10:
+        figure.update_yaxes(**whole(0, float(counts.max())))
     figure.update_xaxes(range=[floor - 0.15, 0.1], **decades(floor, 0.0))
     return figure

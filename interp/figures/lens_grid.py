@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.figures.style import blank
+from interp.figures.style import CELL_PALE, CELL_TEXT, blank
 from interp.figures.token_labels import plotly_text, token_ticks
 from interp.lens import token_strings
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 Shown = Literal["probability", "entropy", "rank"]
-_TEXT, _PALE, _BLUE, _GREEN = "#15191d", "#eef1f4", "#69aadb", "#54bf9c"
-"""Opaque cells, pale to strong, with dark text of at least 7:1 on each: legible on a light and on a dark ground."""
+_BLUE, _GREEN = "#69aadb", "#54bf9c"
+"""The strongest cells; dark text has at least 7:1 on them."""
 
 
 class LensCells(NamedTuple):
@@ -88,7 +88,7 @@ def lens_grid(
         y=list(range(depth)),
         text=[[plotly_text(cell[0][0], most=letters) for cell in row] for row in cells.top],
         texttemplate="%{text}",
-        textfont={"size": 11, "color": _TEXT},
+        textfont={"size": 11, "color": CELL_TEXT},
         customdata=hover,
         hovertemplate="%{customdata}<extra></extra>",
         colorscale=scale,
@@ -110,14 +110,14 @@ def _ranks(logp: Tensor, targets: Tensor) -> np.ndarray:
 
 
 def _shade(cells: LensCells, show: str) -> tuple[Any, Any, float, float, str]:
-    rising, falling = [[0, _PALE], [1, _BLUE]], [[0, _BLUE], [1, _PALE]]
+    rising, falling = [[0, CELL_PALE], [1, _BLUE]], [[0, _BLUE], [1, CELL_PALE]]
     if show == "probability":
         return (
             np.array([[cell[0][1] for cell in row] for row in cells.top]),
             rising,
             0,
             1,
-            "probability of the top token",
+            "probability of<br>the top token",
         )
     if show == "entropy":
         return cells.entropy, falling, 0, float(np.ceil(cells.entropy.max(initial=1.0))), "entropy / bits"
@@ -126,8 +126,8 @@ def _shade(cells: LensCells, show: str) -> tuple[Any, Any, float, float, str]:
     if cells.rank is None:
         raise InputError("the rank of the true next token needs `targets` when the cells are made")
     logs = np.log10(cells.rank)
-    green = [[0, _GREEN], [1, _PALE]]
-    return logs, green, 0, float(max(1.0, np.ceil(logs.max()))), "rank of the true next token (log scale)"
+    green = [[0, _GREEN], [1, CELL_PALE]]
+    return logs, green, 0, float(max(1.0, np.ceil(logs.max()))), "rank of the true<br>next token (log scale)"
 
 
 def _rank_ticks(high: float) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def count_pairs(counts: Mapping[str, tuple[int, int]], *, names: tuple[str, str]
     if not counts:
         raise InputError("there are no counts to draw")
     rows = list(counts)[::-1]
-    figure = blank(height=110 + 46 * len(rows), barmode="group", bargap=0.3, showlegend=True, legend=LEGEND)
+    figure = blank(height=130 + 46 * len(rows), barmode="group", bargap=0.3, showlegend=True, legend=LEGEND)
     # Drawn from the bottom up: the second series first, so that the first stands above it.
     for side, colour, pattern in ((1, GREY, "/"), (0, BLUE, "")):
         name = names[side]
@@ -105,7 +105,8 @@ def count_pairs(counts: Mapping[str, tuple[int, int]], *, names: tuple[str, str]
             legendrank=side,
         )
     largest = math.sqrt(max(1, *(value for pair in counts.values() for value in pair)))
-    figure.update_xaxes(visible=False, range=[0, largest * 1.15])
+    figure.update_xaxes(title="features (length: square root of the count)", showticklabels=False, showline=False)
+    figure.update_xaxes(range=[0, largest * 1.15])
     figure.update_yaxes(showgrid=False)
     return figure
 

@@ -43,7 +43,7 @@ def norm_distribution(norms: Any, *, threshold: float, bins: int = 70) -> "plotl
     figure.add_vline(x=split, line={"color": GREY, "dash": "dash", "width": 1})
     figure.update_xaxes(**decades(edges[0], edges[-1]))
     # From 0.5, so that a single row still has a bar.
-    figure.update_yaxes(type="log", range=[np.log10(0.5), np.log10(max(norm.size, 10))], dtick=1)
+    figure.update_yaxes(type="log", range=[np.log10(0.5), np.log10(max(norm.size, 10))], dtick=1, tickformat=",")
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
     )

@@ -92,10 +92,10 @@ def _look(colour: int, dash: int) -> dict[str, Any]:
 
 
 def _ticks(low: float, high: float) -> dict[str, Any]:
-    """As `decades`, but powers of two where those would be one or two."""
-    ticks = decades(low, high)
+    """As `decades`, but powers of two where those would be a few, and round numbers where these would be one."""
+    ticks = decades(low, high, even=False)
     if len(ticks["tickvals"]) > 3:
         return ticks
     places = {math.log10(2.0**e): f"{2.0**e:g}" for e in range(-10, 40)}
     kept = {place: name for place, name in places.items() if low <= place <= high}
-    return ticks | {"tickvals": list(kept), "ticktext": list(kept.values())} if kept else ticks
+    return ticks | {"tickvals": list(kept), "ticktext": list(kept.values())} if len(kept) > 1 else decades(low, high)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
 from interp.figures.attention_style import LEGEND, looks
-from interp.figures.style import BLUE, GREY, blank
+from interp.figures.style import BLUE, GREY, blank, whole
 from interp.steering.evaluation import Estimate
 
 if TYPE_CHECKING:
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def effect_bars(
-    values: Mapping[str, Estimate], *, level: tuple[float, str] | None = None, form: str = ".3g"
+    values: Mapping[str, Estimate], *, x_title: str, level: tuple[float, str] | None = None, form: str = ".3g"
 ) -> "plotly.graph_objects.Figure":
     """A bar for each point with its interval; `level` is a dotted line, such as the unsteered model's value."""
     if not values:
         raise InputError("there are no side effects to draw")
     names = list(values)[::-1]
     shown = [values[name] for name in names]
-    figure = blank(height=90 + 26 * len(names), bargap=0.35, showlegend=level is not None)
+    figure = blank(xaxis_title=x_title, height=110 + 26 * len(names), bargap=0.35, showlegend=level is not None)
     figure.add_bar(
         x=[one.value for one in shown],
         y=names,
         orientation="h",
-        marker={"color": BLUE},
+        marker={"color": BLUE, "opacity": 0.5},  # pale enough that the intervals show on it
         error_x={
             "type": "data",
             "symmetric": False,
@@ -64,7 +64,9 @@ def layer_plot(
     if not held:
         raise InputError(f"no site has a finite {name!r}")
     points = list(dict.fromkeys(str(row["point"]) for row in held))
+    layers = [int(row["layer"]) for row in held]
     figure = blank(xaxis_title="layer", yaxis_title=y_title, height=320, showlegend=True, legend=LEGEND)
+    figure.update_xaxes(**whole(min(layers), max(layers)))
     for point, (colour, dash, symbol) in looks(points).items():
         own = sorted((int(row["layer"]), float(row[name])) for row in held if str(row["point"]) == point)
         figure.add_scatter(
@@ -77,7 +79,6 @@ def layer_plot(
             hovertemplate=f"{point}, layer %{{x}}: %{{y:.4g}}<extra></extra>",
         )
     if level is not None:
-        layers = [int(row["layer"]) for row in held]
         figure.add_scatter(
             x=[min(layers), max(layers)],
             y=[level[0], level[0]],

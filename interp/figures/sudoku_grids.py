@@ -1,6 +1,6 @@
 """Grids of numbers: transfer between layers, scores of heads, and what a neuron does on the board.
 
-Colours are translucent, so that the numbers in the cells stay legible on a light and on a dark page.
+Cells with numbers in them are opaque and pale with dark text, legible on a light and on a dark ground.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from interp.errors import InputError
 from interp.figures.attention_style import soft
-from interp.figures.style import BLUE, GREEN, GREY, VERMILLION, blank
+from interp.figures.style import BLUE, CELL_PALE, CELL_TEXT, GREEN, GREY, VERMILLION, blank, cell_colour
 from interp.sudoku.board import Rules
 
 if TYPE_CHECKING:
@@ -43,11 +43,10 @@ def number_grid(
     low, high = bounds or (
         (-reach, reach) if signed else (min(0.0, float(np.nanmin(values))), float(np.nanmax(values)))
     )
-    clear = soft(GREY, 0.06)
     scale = (
-        [[0, soft(BLUE, _DEEPEST)], [0.5, clear], [1, soft(VERMILLION, _DEEPEST)]]
+        [[0, cell_colour(BLUE, _DEEPEST)], [0.5, CELL_PALE], [1, cell_colour(VERMILLION, _DEEPEST)]]
         if signed
-        else [[0, clear], [1, soft(colour, _DEEPEST)]]
+        else [[0, CELL_PALE], [1, cell_colour(colour, _DEEPEST)]]
     )
     text = [[_spelled(v, form) for v in row] for row in values]
     figure.add_heatmap(
@@ -56,6 +55,7 @@ def number_grid(
         y=list(rows),
         text=text,
         texttemplate="%{text}",
+        textfont={"color": CELL_TEXT},
         customdata=notes or text,
         hovertemplate=f"{y_title} %{{y}}, {x_title} %{{x}}: %{{customdata}}<extra></extra>",
         colorscale=scale,
@@ -102,7 +102,7 @@ def firing_board(rules: Rules, values: np.ndarray, *, token: int, title: str) ->
         colorscale=[[0, BLUE], [0.5, soft(GREY, 0.08)], [1, VERMILLION]],
         zmin=-reach,
         zmax=reach,
-        colorbar={"thickness": 10, "len": 0.8, "outlinewidth": 0},
+        colorbar={"title": {"text": title, "side": "right"}, "thickness": 10, "len": 0.8, "outlinewidth": 0},
     )
     for i in range(rules.n + 1):
         for kind, per in (("x", wide), ("y", high)):

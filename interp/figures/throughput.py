@@ -4,6 +4,7 @@ Reads the records that the benchmarks write: `{"name", "tokens_per_second": {"me
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
@@ -34,13 +35,15 @@ def throughput_bars(
         x=middle,
         y=list(range(len(ordered))),
         orientation="h",
+        # Pale enough that the whiskers show on them.
+        marker_opacity=0.5,
         marker_color=[GREY if record.get("is_ceiling") else BLUE for record in ordered],
         error_x={
             "type": "data",
             "symmetric": False,
             "array": [b - a for a, b in zip(middle, high, strict=True)],
             "arrayminus": [b - a for a, b in zip(low, middle, strict=True)],
-            "color": "#9aa1a8",
+            "color": GREY,
             "thickness": 1.3,
             "width": 4,
         },
@@ -57,7 +60,11 @@ def throughput_bars(
         cliponaxis=False,
         hoverinfo="skip",
     )
-    names = [plotly_text(str(record["name"]), most=46) for record in ordered]
+    names = [_two_lines(str(record["name"])) for record in ordered]
     figure.update_yaxes(tickmode="array", tickvals=list(range(len(ordered))), ticktext=names, showgrid=False)
-    figure.update_xaxes(range=[0, 1.15 * max(high)], showgrid=True)
+    figure.update_xaxes(range=[0, 1.15 * max(high)], showgrid=True, tickformat=",")
     return figure
+
+
+def _two_lines(name: str) -> str:
+    return "<br>".join(plotly_text(line, most=None) for line in wrap(name, 32, max_lines=2, placeholder=" …"))

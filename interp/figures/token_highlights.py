@@ -96,7 +96,7 @@ def token_grid(
         xgap=1.5,
         ygap=3,
         colorbar={
-            "title": {"text": "share of<br>row's scale"},
+            "title": {"text": "share of<br>row's scale", "side": "right"},
             "nticks": 3,
             "thickness": 11,
             "outlinewidth": 0,

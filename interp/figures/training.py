@@ -20,6 +20,8 @@ CURVES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("learning rate", ("lr", "learning_rate")),
 )
 MOST_POINTS = 1000
+_MAY_BE_CUT = {"loss", "explained_variance", "ev"}
+"""Axes that need not reach down to 0."""
 
 
 def training_curves(
@@ -36,7 +38,7 @@ def training_curves(
     x_name = "tokens" if all("tokens" in entry for entry in log) else "step"
     rows = math.ceil(len(found) / columns)
     figure = make_subplots(
-        rows=rows, cols=min(columns, len(found)), horizontal_spacing=0.1, vertical_spacing=0.28 / rows
+        rows=rows, cols=min(columns, len(found)), horizontal_spacing=0.17, vertical_spacing=0.28 / rows
     )
     for panel, (title, key) in enumerate(found):
         points = [
@@ -55,7 +57,9 @@ def training_curves(
             col=col,
         )
         figure.update_xaxes(title_text="training tokens" if x_name == "tokens" else "step", row=row, col=col)
-        figure.update_yaxes(title_text=title, row=row, col=col)
+        figure.update_yaxes(title_text=title.replace(" (", "<br>("), exponentformat="e", row=row, col=col)
+        if key not in _MAY_BE_CUT:
+            figure.update_yaxes(rangemode="tozero", row=row, col=col)
     return dress(figure, height=30 + 200 * rows)
 
 

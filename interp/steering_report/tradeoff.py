@@ -65,4 +65,4 @@ def _bars(title: str, points: list[Point], pick: Callable[[Point], Estimate], le
     from interp.page import Figure
 
     line = None if level is None else (level, f"unsteered, {level:.3g}")
-    return Figure(effect_bars({point.name: pick(point) for point in points}, level=line), title)
+    return Figure(effect_bars({point.name: pick(point) for point in points}, x_title=title, level=line), title)

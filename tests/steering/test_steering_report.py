@@ -78,9 +78,9 @@ def test_figures_hold_every_method_and_interval(found: SteeringEvaluation):
 
 
 def test_bars_and_layers_refuse_to_draw_nothing():
-    assert effect_bars({"a": Estimate(1, 0.5, 2)}, level=(0.7, "unsteered")).data[0].x == (1,)
+    assert effect_bars({"a": Estimate(1, 0.5, 2)}, x_title="KL", level=(0.7, "unsteered")).data[0].x == (1,)
     with pytest.raises(InputError, match="no side effects"):
-        effect_bars({})
+        effect_bars({}, x_title="KL")
     rows = [{"point": "attn_out", "layer": 3, "rho": 0.2}, {"point": "attn_out", "layer": 1, "rho": float("nan")}]
     assert list(layer_plot(rows, "rho", y_title="ρ").data[0].x) == [3]
     with pytest.raises(InputError, match="no site has a finite 'eta'"):
