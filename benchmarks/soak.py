@@ -71,7 +71,7 @@ class Load:
     model: str = "smollm2-135m"
     site: str = "resid_post.8"
     corpus: str = "builtin"
-    tokens: int = 1500
+    tokens: int = 400
     width: int = 1024
     steering: FitConfig = field(
         default_factory=lambda: FitConfig(contrast="horse-motorcycle", max_prompts=12, level=None)
