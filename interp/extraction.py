@@ -31,7 +31,7 @@ from interp.pinned import SLOTS
 from interp.pipeline import Ready, Rows, Runner, assemble, is_out_of_memory, peak_memory, refuse_nonfinite
 from interp.plan import Plan, Selector, describe
 from interp.progress import bar
-from interp.sealing import full_disk, only_writer
+from interp.sealing import disk_error, only_writer
 from interp.shards import ShardWriter, raw
 from interp.stages import Stages
 from interp.store import ActivationStore
@@ -133,7 +133,7 @@ class Extraction:
                         self._seal()
                 except OSError as error:
                     kept = f"All {len(self.finished)} finished shards are kept."
-                    raise full_disk(error, self.path, needed=self.bytes_left, kept=kept) or error from error
+                    raise disk_error(error, self.path, needed=self.bytes_left, kept=kept) from error
             if self.piece is None:
                 ledger.close(self.path)
 
