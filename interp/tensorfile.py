@@ -8,21 +8,32 @@ as it is.
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.sealing import full_disk, partial_name, publish
+from interp.sealing import NOT_JSON, beyond_memory, discard, disk_error, partial_name, publish
 
 KEY = "midlens"
+_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
@@ -38,41 +49,53 @@ def tensors_digest(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any = None) -> None:
     """Write tensors, and `facts` as JSON beside them, under a temporary name; then fsync and rename."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # one key: safetensors writes several in an order of its own, and equal content should give equal bytes
     header = {KEY: json.dumps({"sha256": tensors_digest(whole, facts), "facts": facts})}
     partial = partial_name(path)
     try:
-        save_file(whole, partial, metadata=header)
+        partial.unlink(missing_ok=True)  # a link of that name would be written through
+        _write(partial, whole, header)
         publish(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise _told(error, path, sum(tensor.nbytes for tensor in whole.values())) from error
+    except OSError as error:
+        discard(partial)
+        raise disk_error(error, path.parent, needed=sum(tensor.nbytes for tensor in whole.values())) from error
 
 
-def _told(error: Exception, path: Path, needed: int) -> Exception:
-    """The user's version of a full disk (safetensors hides the number in its text), any other error as it is."""
-    number = re.search(r"os error (\d+)", str(error))
-    raw = OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
-    if not isinstance(raw, OSError):
-        return error
-    return full_disk(raw, path.parent, needed=needed, kept="What was written before is whole.") or error
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file. The library's own writer, when killed, leaves a file of a random name behind."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # wide ones first: all are aligned
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name in names:
+        tensor = tensors[name]
+        place = [at, at := at + tensor.nbytes]
+        entries[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], Any]:
     """The tensors (on the CPU) and the facts; `what` names the thing in the errors."""
+    if path.is_file():
+        beyond_memory(path.stat().st_size, f"the {what} in {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if not isinstance(header, dict):
+            raise ValueError(f"{KEY} in its header is a {type(header).__name__}")
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no {path.name}, so it is no finished {what}") from None
-    except (SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, MemoryError, *NOT_JSON) as error:
         raise InputError(
             f"{path} is damaged or cut short ({error}); take the {what} from a copy, or make it again"
         ) from None
     if (expected := header.get("sha256")) and (found := tensors_digest(tensors, header.get("facts"))) != expected:
         raise InputError(
-            f"{path} is damaged: its tensors have the sha256 {found[:12]}…, its header says {expected[:12]}…; "
+            f"{path} is damaged: its tensors have the sha256 {found[:12]}…, its header says {expected!s:.12}…; "
             f"take the {what} from a copy, or make it again"
         )
     return tensors, header.get("facts")
