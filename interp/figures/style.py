@@ -1,8 +1,8 @@
 """The look that all figures share: template, palette, number words on axes.
 
 The palette follows Okabe and Ito (2008), which stays distinct under the common colour-vision deficiencies, without its
-yellow, orange and sky blue, which vanish on white; blue and purple are shifted until every colour has a contrast of at
-least 3:1 both on white and on the near-black of the page's dark mode.
+yellow, orange and sky blue, which vanish on white; blue is shifted until every colour has a contrast of at least 3:1
+both on white and on the near-black of the page's dark mode, and grey is dark enough to stand apart from purple.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-BLUE, VERMILLION, GREEN, PURPLE, GREY = "#2a7fc0", "#d55e00", "#009e73", "#b9659a", "#7d848c"
+BLUE, VERMILLION, GREEN, PURPLE, GREY = "#2a7fc0", "#d55e00", "#009e73", "#cc79a7", "#6c7278"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, GREY)
 FONT = '-apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
 # Text of 4.5:1 on white and about 4:1 on near-black, the best that one colour does on both; a page sets its own.

@@ -92,7 +92,7 @@ def _board(rules: Rules, board: Board, x: float, y: float, texts: _Texts, side: 
         big = round(0.5 * side / n)
         if cell == move:
             assert board.move is not None
-            grounds.append(_square(left, top, step, soft(VERMILLION, 0.38)))
+            grounds.append(_square(left, top, step, soft(VERMILLION, 0.25)))
             texts.add(*middle, f"<b>{board.move[1]}</b>", big)
         elif board.grid[cell]:
             if given:
