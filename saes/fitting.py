@@ -11,6 +11,7 @@ config, places): scale, massive threshold and first weights come from the first 
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -130,7 +131,8 @@ class Fitting:
         """Bring the SAE to the units of the activations and save it; its checkpoints have served.
 
         In a team every process gets the whole SAE, and the first saves it."""
-        sae = finished(self.state, self._provenance() | dict(metadata or {}))
+        # through JSON, so that the SAE returned is the one that a later call loads
+        sae = finished(self.state, json.loads(json.dumps(self._provenance() | dict(metadata or {}))))
         if self.team.rank == 0:
             sae.save(self.path)
             shutil.rmtree(self.path / "training" / "checkpoints", ignore_errors=True)
