@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,10 @@ def _read(folder: Path) -> _Held:
     found = ledger.Progress.of(folder)
     if not found.plans:
         raise InputError(f"{folder} holds no plan; run piece {piece} again")
-    return _Held(folder, piece, read_json(folder / FILE, "piece"), found.plans[0], found.entries)
+    facts = read_json(folder / FILE, "piece")
+    if not isinstance(facts.get("versions"), dict) or type(facts.get("file_documents")) is not int:
+        raise InputError(f"{folder / FILE} does not say by which versions it was computed; run piece {piece} again")
+    return _Held(folder, piece, facts, found.plans[0], found.entries)
 
 
 def _complete(pieces: Sequence[_Held]) -> list[_Held]:
@@ -98,8 +102,9 @@ def _complete(pieces: Sequence[_Held]) -> list[_Held]:
         if (other := by_index.setdefault(held.piece.index, held)) is not held:
             raise InputError(f"piece {held.piece} is there twice: {other.folder} and {held.folder}")
     count = counts.pop()
-    if missing := [str(Piece(index, count)) for index in range(1, count + 1) if index not in by_index]:
-        raise InputError(f"{len(missing)} of {count} pieces are missing: {', '.join(missing)}")
+    if len(by_index) < count:
+        missing = islice((str(Piece(index, count)) for index in range(1, count + 1) if index not in by_index), 9)
+        raise InputError(f"{count - len(by_index)} of {count} pieces are missing: {', '.join(missing)}")
     return [by_index[index] for index in sorted(by_index)]
 
 

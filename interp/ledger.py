@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
-from interp.manifest import model_side, part_file
+from interp.manifest import known_format, model_side, part_file, wrong_entry
 from interp.plan import Plan
-from interp.sealing import differences, read_json, sync, write_sealed
+from interp.sealing import NOT_JSON, WRITER, differences, read_json, sync, write_sealed
 from interp.shards import damage
 from interp.store import StoreSpec
 
@@ -50,9 +50,9 @@ class Progress:
             raise InputError(
                 f"{folder} is no activation store and not empty (it holds {strange[0]!r}); give a new path"
             )
-        manifest = (
-            read_json(folder / "manifest.json", "activation store") if (folder / "manifest.json").exists() else None
-        )
+        manifest = None
+        if (folder / "manifest.json").exists():
+            manifest = known_format(read_json(folder / "manifest.json", "activation store"), str(folder))
         entries = dict(enumerate(manifest["shards"])) if manifest else {}
         sent = _read(folder / _SENT)
         return cls(folder, manifest, entries | _read(folder / _LEDGER) | sent, tuple(plans), frozenset(sent))
@@ -110,11 +110,17 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except NOT_JSON:
             continue
-        if isinstance(entry, dict) and entry.keys() - {"error"} == {"shard", "name", "rows", "bytes", "sha256"}:
+        if isinstance(entry, dict) and _is_entry(entry):
             entries[entry.pop("shard")] = entry
     return entries
+
+
+def _is_entry(found: dict[str, Any]) -> bool:
+    """Whether a line says of a shard what is to be known of it; its file is named, never a path."""
+    known = found.keys() - {"error"} == {"shard", "name", "rows", "bytes", "sha256"}
+    return known and type(found["shard"]) is int and wrong_entry(found, found["shard"]) is None
 
 
 def rewrite(folder: Path, entries: dict[int, dict[str, Any]], *, elsewhere: bool = False) -> None:
@@ -125,7 +131,8 @@ def rewrite(folder: Path, entries: dict[int, dict[str, Any]], *, elsewhere: bool
 
 def record(folder: Path, number: int, entry: dict[str, Any], *, elsewhere: bool = False) -> None:
     """Add a finished shard."""
-    with (folder / (_SENT if elsewhere else _LEDGER)).open("a") as file:
+    path = folder / (_SENT if elsewhere else _LEDGER)
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644)) as file:
         file.write(json.dumps({"shard": number, **entry}) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -143,7 +150,7 @@ def clean(folder: Path) -> None:
     for path in folder.glob(".*.partial"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)  # whoever still writes there finds its folder gone
-        else:
+        elif path.name != WRITER:
             path.unlink()
 
 

@@ -13,7 +13,6 @@ What is not looked at: the values of weights, and links of the file system, whic
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from interp.errors import InputError
-from interp.sealing import read_object
+from interp.sealing import beyond_memory, plain_name, read_object
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MOST_LAYERS = 2000
@@ -29,21 +28,6 @@ _MOST = 2**31
 _COUNTS = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "intermediate_size")
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 _WRAP = "load it yourself with transformers and give it to HookedModel.wrap"
-
-
-def plain_name(name: Any) -> bool:
-    """Whether `name` is that of a file in a folder, and no path that could lead elsewhere."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not any(c in name for c in "/\\\0")
-
-
-def beyond_memory(size: int, what: str) -> None:
-    """Refuse what is many times larger than this machine's memory, before it is allocated."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > 4 * memory:
-        raise InputError(
-            f"{what} takes {size / 2**30:,.1f} GiB, and this machine has {memory / 2**30:,.1f} GiB of memory; is the "
-            "file what it should be?"
-        )
 
 
 def read_settings(folder: Path, name: str) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from interp.background import Background
 from interp.cache import cache_dir
 from interp.errors import InputError
 from interp.extraction import SPOOLED, Entry, Extraction
-from interp.manifest import part_file
+from interp.manifest import known_format, part_file, wrong_entry
 from interp.remote import Remote
-from interp.sealing import digest, only_writer, read_json, write_sealed
+from interp.sealing import NOT_JSON, digest, only_writer, read_json, write_sealed
 from interp.store import ActivationStore
 
 _ENTRY = "entry-{:05}.json"
@@ -102,14 +102,28 @@ def _pull(remote: Remote, spool: Path) -> None:
             write_sealed(spool / name, remote.read(name))
     entries: dict[int, dict[str, Any]] = {}
     if "manifest.json" in sizes:
-        entries = dict(enumerate(read_json(spool / "manifest.json", "activation store")["shards"]))
+        held = known_format(read_json(spool / "manifest.json", "activation store"), remote.url)
+        entries = dict(enumerate(held["shards"]))
     for name in sizes:
         if name.startswith("entry-"):
-            entry = json.loads(remote.read(name))
+            entry = _entry(remote, name)
             entries[entry.pop("shard")] = entry
     there = {number: entry for number, entry in entries.items() if sizes.get(entry["name"]) == entry["bytes"]}
     if there or any(spool.glob("plan*.json")):  # an empty folder stays one
         ledger.rewrite(spool, there, elsewhere=True)
+
+
+def _entry(remote: Remote, name: str) -> dict[str, Any]:
+    """What an object says of a shard that was sent."""
+    try:
+        entry = json.loads(remote.read(name))
+        number = entry["shard"]
+        wrong = wrong_entry(entry, number) if name == _ENTRY.format(number) else f"it speaks of shard {number!r:.40}"
+    except (KeyError, TypeError, *NOT_JSON) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise InputError(f"{remote.url}/{name} is damaged ({wrong}); remove it, and its shard is computed again")
+    return entry
 
 
 def _ours(name: str) -> bool:

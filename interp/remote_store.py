@@ -13,10 +13,11 @@ from typing import Any
 
 from interp.cache import cache_dir
 from interp.errors import InputError
+from interp.manifest import known_format
 from interp.remote import Remote
-from interp.sealing import digest, write_json
+from interp.sealing import MOST_JSON, NOT_JSON, digest, write_json
 from interp.shards import Shard, damage
-from interp.store import ActivationStore, known_format
+from interp.store import ActivationStore
 
 
 class RemoteStore(ActivationStore):
@@ -71,10 +72,12 @@ class RemoteStore(ActivationStore):
 def open_remote(url: str) -> RemoteStore:
     """The store at a URL."""
     remote = Remote(url)
-    if "manifest.json" not in remote.sizes():
+    if (size := remote.sizes().get("manifest.json")) is None:
         raise InputError(f"{url} holds no manifest.json, so it is no finished activation store")
+    if size > MOST_JSON:
+        raise InputError(f"{url}/manifest.json holds {size:,} bytes, more than any activation store has there")
     try:
         manifest = json.loads(remote.read("manifest.json"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise InputError(f"{url}/manifest.json is damaged, it is not JSON ({error})") from None
     return RemoteStore(remote, known_format(manifest, url))

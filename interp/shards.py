@@ -25,7 +25,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.quantised import KINDS, add, scale_name
-from interp.sealing import partial_name, publish
+from interp.sealing import NOT_JSON, discard, partial_name, publish
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DTYPES |= {name: kind.dtype for name, kind in KINDS.items()}
@@ -41,6 +41,7 @@ _CODES = {
 _NUMPY = {"BF16": "<i2", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I8": "|i1", "F8_E4M3": "|u1"}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I8": 1, "F8_E4M3": 1}
 _TORCH = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}  # which numpy has not
+_LONGEST_HEADER = 1 << 24
 _FLUSH = 1 << 26
 _SPREAD_FROM = 1 << 20
 Spread = Callable[..., Iterable[Any]]
@@ -96,7 +97,8 @@ class ShardWriter:
         self.size = len(head) + rows * layout.row_bytes
         self._hashes = {"header": hashlib.sha256(head)} | {name: hashlib.sha256() for name in self._at}
         self._error: dict[str, dict[str, float]] = {}
-        self._handle = os.open(partial_name(path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        partial_name(path).unlink(missing_ok=True)  # a link of that name would be written through
+        self._handle = os.open(partial_name(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         self._unsynced = len(head)
         _write_all(self._handle, memoryview(head), 0)
 
@@ -157,7 +159,7 @@ class ShardWriter:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
-        partial_name(self.path).unlink(missing_ok=True)
+        discard(partial_name(self.path))
 
 
 def raw(columns: Mapping[str, np.ndarray]) -> dict[str, memoryview]:
@@ -191,12 +193,14 @@ def _sha256(path: Path, name: str) -> str | None:
     """sha256 of the header or of one tensor; None where the header does not even lead there."""
     with path.open("rb") as file:
         head = file.read(8)
-        head += file.read(min(int.from_bytes(head, "little"), 1 << 24))
+        head += file.read(min(int.from_bytes(head, "little"), _LONGEST_HEADER))
         if name == "header":
             return hashlib.sha256(head).hexdigest()
         try:
             first, stop = json.loads(head[8:])[name]["data_offsets"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            if not (isinstance(first, int) and isinstance(stop, int) and 0 <= first <= stop):
+                return None
+        except (KeyError, TypeError, *NOT_JSON):
             return None
         file.seek(len(head) + first)
         value, left = hashlib.sha256(), stop - first
@@ -206,23 +210,64 @@ def _sha256(path: Path, name: str) -> str | None:
         return value.hexdigest()
 
 
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the data begin, and their bytes; a `ValueError` if the file's size does not allow it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size - 8, _LONGEST_HEADER):
+            raise ValueError(f"its header claims {length:,} bytes of a file of {size:,}")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("its header is no table of tensors")
+    return header, 8 + length, size - 8 - length
+
+
+def _check_header(header: Mapping[str, Any], data: int) -> None:
+    """A `ValueError` for a tensor that is not inside the data, or is of another size than its shape says."""
+    for name, entry in header.items():
+        fields = entry if isinstance(entry, dict) else {}
+        dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+        whole = all(
+            isinstance(found, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found)
+            for found in (shape, offsets)
+        )
+        if not whole or not isinstance(dtype, str) or dtype not in _BYTES or len(offsets) != 2:
+            raise ValueError(f"its header describes {name!r:.80} as {entry!r:.120}")
+        if offsets[1] > data or offsets[1] - offsets[0] != prod(shape) * _BYTES[dtype]:
+            raise ValueError(f"{name!r:.80} of shape {shape} and dtype {dtype} cannot lie at the bytes {offsets}")
+
+
+def _check_layout(header: Mapping[str, Any], layout: Layout, rows: int) -> None:
+    """A `ValueError` unless the tensors are those of a layout."""
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {name: ("int32", ()) for name in KEYS}
+    for name, (dtype, shape) in (wanted | layout.rows).items():
+        found = header.get(name, {})
+        if (found.get("dtype"), found.get("shape")) != (expected := (_CODES[dtype], [rows, *shape])):
+            raise ValueError(f"it holds {name} as {found.get('dtype')} {found.get('shape')}, expected {expected}")
+
+
 class Shard:
     """A finished shard, memory-mapped: `shard[name]` shares the file's pages; writing to it never reaches the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, layout: Layout | None = None, rows: int | None = None) -> None:
+        """With `layout` and `rows`, the file has to be what they say."""
         self.path = path
         try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                self._header: dict[str, Any] = json.loads(file.read(size))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError, MemoryError) as error:
+            self._header, begin, data = _read_header(path)
+            self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+            _check_header(self._header, data)
+            if layout is not None and rows is not None:
+                _check_layout(self._header, layout, rows)
+            self._data = np.memmap(path, dtype=np.uint8, mode="c", offset=begin)
+        except (OSError, MemoryError, *NOT_JSON) as error:
             raise InputError(f"{path} is no readable shard ({error}); run the extraction again to restore it") from None
-        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
-        self._data = np.memmap(path, dtype=np.uint8, mode="c", offset=8 + size)
         self._arrays: dict[str, np.ndarray] = {}
 
     def array(self, name: str) -> np.ndarray:
         """The tensor as numpy sees it: bfloat16 as int16, float8 as uint8."""
+        if name not in self._header:
+            raise InputError(f"{self.path} holds no tensor {name!r:.80}; there are {', '.join(self._header)}")
         if name not in self._arrays:
             entry = self._header[name]
             first, stop = entry["data_offsets"]

@@ -72,8 +72,8 @@ _PER_HEAD = {Point.Q, Point.K, Point.V, Point.ROT_Q, Point.ROT_K, Point.ATTN_SCO
 _SHORT = {point: point.name.lower() for point in Point}
 _BY_SHORT = {name: point for point, name in _SHORT.items()}
 _BY_VALUE = {point.value: point for point in Point}
-_LONG = re.compile(r"blocks\.(\d+)\.([a-z0-9_.]+?)(?:\[(\d+)\])?")
-_SHORT_FORM = re.compile(r"([a-z0-9_]+)\.(\d+)(?:\[(\d+)\])?")
+_LONG = re.compile(r"blocks\.(\d{1,9})\.([a-z0-9_.]+?)(?:\[(\d{1,9})\])?")
+_SHORT_FORM = re.compile(r"([a-z0-9_]+)\.(\d{1,9})(?:\[(\d{1,9})\])?")
 
 
 @functools.total_ordering
@@ -114,7 +114,7 @@ class Site(Shown):
             return cls(point)
         known = ", ".join(f"{p.short}.N" if p.in_block else p.short for p in Point)
         raise InputError(
-            f"{text!r} names no site. Expected a TransformerLens name such as 'blocks.15.hook_resid_post', "
+            f"{text!r:.200} names no site. Expected a TransformerLens name such as 'blocks.15.hook_resid_post', "
             f"or a short one: {known} (N = the layer, counted from 0; '[5]' behind it picks head 5)"
         )
 

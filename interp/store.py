@@ -24,11 +24,11 @@ from torch import Tensor
 
 from interp.display import Shown
 from interp.errors import InputError
-from interp.manifest import FORMAT, VERSIONS
+from interp.manifest import known_format
 from interp.quantised import KINDS, as_bytes, dequantise, scale_name
 from interp.remote import as_local, as_url
 from interp.sealing import differences, read_json
-from interp.shards import KEYS, Shard, damage, read_dtype
+from interp.shards import KEYS, Layout, Shard, damage, read_dtype
 from interp.shuffle import HORIZON_BYTES, Order, prefetched
 from interp.sites import Site
 
@@ -62,8 +62,16 @@ class StoreSpec:
         """Read what `asdict` wrote; unknown fields are refused."""
         if unknown := sorted(value.keys() - {f.name for f in fields(cls)}):
             raise InputError(f"the store's description has unknown fields {unknown}; it was made by another version")
+        if odd := [name for name, v in value.items() if not _described(v)]:
+            raise InputError(f"the store's description has {odd[0]} = {value[odd[0]]!r:.80}, expected a text or number")
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
         return cls(**plain)
+
+
+def _described(value: Any) -> bool:
+    """Whether it is a value of a `StoreSpec`."""
+    plain = value if isinstance(value, list | tuple) else [value]
+    return all(one is None or isinstance(one, str | int) for one in plain)
 
 
 class Damaged(InputError):
@@ -89,6 +97,7 @@ class ActivationStore(Shown):
         self.sites = [Site.parse(name) for name in manifest["row_shapes"]]
         self.quantised = manifest["dtype"] in KINDS
         self.dtype = read_dtype(manifest["dtype"])
+        self.layout = Layout({name: tuple(shape) for name, shape in manifest["row_shapes"].items()}, manifest["dtype"])
         self.ends: Int[np.ndarray, " shards"] = np.cumsum([entry["rows"] for entry in manifest["shards"]])
 
     @classmethod
@@ -257,7 +266,8 @@ class ActivationStore(Shown):
     def shard(self, index: int) -> Shard:
         """Shard `index`, memory-mapped."""
         if index not in self._open:
-            self._open[index] = Shard(self.path / self.manifest["shards"][index]["name"])
+            entry = self.manifest["shards"][index]
+            self._open[index] = Shard(self.path / entry["name"], rows=entry["rows"], layout=self.layout)
         return self._open[index]
 
     @cached_property
@@ -288,13 +298,3 @@ class ActivationStore(Shown):
         from interp import merging  # which imports this module
 
         return merging.merge([ActivationStore.open(path) for path in paths], Path(out))
-
-
-def known_format(manifest: dict[str, Any], path: str) -> dict[str, Any]:
-    """`manifest`, if it is that of an activation store."""
-    if manifest.get("format") != FORMAT or manifest.get("version") not in VERSIONS:
-        raise InputError(
-            f"{path} is no activation store of version {' or '.join(map(str, VERSIONS))} (found "
-            f"{manifest.get('format')!r}, version {manifest.get('version')!r})"
-        )
-    return manifest

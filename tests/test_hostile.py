@@ -1,5 +1,7 @@
 """Hostile input: every attack of the tables is refused in words, runs nothing, writes nowhere and takes no memory."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,12 +9,12 @@ from safetensors.torch import load_file
 from interp import weights
 from interp.errors import InputError
 from interp.loading import load_hf
-from tests import hostile_models
+from tests import hostile_models, hostile_stores
 from tests.hostile_samples import GROWTH, Attack, Canary, canary, tried
 from tests.tiny_folder import tiny_folder
 
-ATTACKS = [*hostile_models.ATTACKS]
-CPU = {"dtype": "float32", "device": "cpu"}
+ATTACKS = [*hostile_models.ATTACKS, *hostile_stores.ATTACKS]
+CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
