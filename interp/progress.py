@@ -12,10 +12,13 @@ from tqdm import tqdm
 def bar(total: int, label: str, *, unit: str = "tok", done: int = 0, show: bool | None = None) -> tqdm:
     """A progress bar of `total` units of which `done` were finished by an earlier run.
 
-    `show=None` shows it where standard error is a terminal, and prints plain lines every few seconds elsewhere (a log
-    file); `False` silences it. Use as a context manager and call `.update(units)`.
+    `show=None` shows it where standard error is a terminal or a notebook, and prints plain lines every few seconds
+    elsewhere (a log file); `False` silences it. Use as a context manager and call `.update(units)`.
     """
     terminal = sys.stderr.isatty()
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    # Plain text in a notebook too: no widgets, which warn where they are missing and leave nothing in a saved file.
+    width = None if terminal else 76 if notebook else 100  # what a notebook's column holds without a break
     return tqdm(
         total=total,
         initial=done,
@@ -24,7 +27,7 @@ def bar(total: int, label: str, *, unit: str = "tok", done: int = 0, show: bool 
         unit_scale=True,
         smoothing=0,
         disable=show is False,
-        mininterval=0.2 if terminal else 5.0,
-        ncols=None if terminal else 100,
+        mininterval=0.2 if terminal else 0.5 if notebook else 5.0,
+        ncols=width,
         leave=True,
     )

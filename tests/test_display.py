@@ -112,3 +112,17 @@ def test_a_silenced_bar_writes_nothing(monkeypatch):
     with bar(10, "work") as loud:
         loud.update(10)
     assert re.search(r"work: 100%", err.getvalue())
+
+
+def test_in_a_notebook_a_bar_fits_its_column_and_is_one_line(monkeypatch):
+    """Seen through a carriage return's eyes, as a notebook's front end shows it."""
+    from interp.progress import bar
+
+    kind = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    err = kind()
+    monkeypatch.setattr(sys, "stderr", err)
+    with bar(10, "a rather long label of a stage") as shown:
+        shown.update(10)
+    lines = err.getvalue().split("\n")
+    assert lines[1:] == [""] and all(len(line) <= 76 for line in lines[0].split("\r"))
+    assert "100%" in lines[0].split("\r")[-1]
