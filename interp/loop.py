@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.progress import bar
-from interp.sealing import KEPT_WHOLE, differences, full_disk, read_json, sync, write_json
+from interp.sealing import NOT_JSON, differences, disk_error, read_json, sync, write_json
 from interp.tensorfile import read_tensors, write_tensors
 from interp.trackers import Guarded, Tracker
 
@@ -219,13 +219,33 @@ def _resume(trainee: Trainee[Any], folder: Path) -> int:
         partial.unlink()
     if not (found := checkpoints(folder)):
         return 0
+    older = f" to continue from {found[-2].name}" if len(found) > 1 else " to start again"
     try:
         tensors, facts = read_tensors(found[-1], "checkpoint")
     except InputError as error:
-        older = f"; delete it to continue from {found[-2].name}" if len(found) > 1 else "; delete it to start again"
-        raise InputError(f"{error}{older}") from None
+        raise InputError(f"{error}; delete it{older}") from None
+    if not isinstance(facts, dict) or type(facts.get("step")) is not int or facts["step"] < 0:
+        raise InputError(f"{found[-1]} is no checkpoint: its header names no step; delete it{older}")
     trainee.restore(tensors)
     return facts["step"]
+
+
+def metrics_of(line: bytes, place: str) -> dict[str, Any]:
+    """One line of a file of metrics: an object with its step."""
+    try:
+        found = json.loads(line.decode())
+    except NOT_JSON as error:
+        found = error
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        raise InputError(f"{place}: expected metrics of a step, got {found!r:.80}; remove the line")
+    return found
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, without a last one that a kill cut off; none without the file."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return [metrics_of(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
 
 
 class Metrics:
@@ -235,7 +255,10 @@ class Metrics:
         """Keep the lines up to step `after`; later ones (and a half-written last one) will be written again."""
         self.path = path
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= after]
+        kept = []
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n") and metrics_of(line, f"{path}, line {number}")["step"] <= after:
+                kept.append(line)
         if kept != lines:
             with path.open("r+b") as file:
                 file.truncate(sum(map(len, kept)))
@@ -247,7 +270,7 @@ class Metrics:
             with self.path.open("a") as file:
                 file.write(text)
         except OSError as error:
-            raise full_disk(error, self.path.parent, needed=len(text), kept=KEPT_WHOLE) or error from error
+            raise disk_error(error, self.path.parent, needed=len(text)) from error
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that relies on them."""

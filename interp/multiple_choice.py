@@ -9,7 +9,6 @@ clean and edited runs are compared pair by pair; 40 right answers of 160 are cha
     {"question": ..., "options": [four], "answer": 0..3, "topic": ...}         one a line: data/multiple_choice.jsonl
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from interp.errors import InputError
+from interp.jsonlines import json_values
 from interp.judging.likelihood import option_likelihoods
 from interp.model import Edit, HookedModel
 from interp.resources import data_path
@@ -69,11 +69,7 @@ class Answers:
 def read_items(path: str | Path | None = None) -> tuple[Item, ...]:
     """The bundled questions, or a .jsonl file of one's own."""
     path = data_path("multiple_choice.jsonl") if path is None else Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read questions from {path}: {error.strerror or error}") from error
-    items = [_item(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    items = [_item(row, f"{path}, line {number}") for number, row in json_values(path, "questions")]
     if not items or len({len(item.options) for item in items}) != 1:
         raise InputError(f"{path}: expected questions, all with equally many options")
     return tuple(items)
@@ -104,18 +100,14 @@ def multiple_choice_accuracy(
     return Answers(scores.argmax(1), np.array([item.answer for item in items]), scores)
 
 
-def _item(line: str, place: str) -> Item:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not JSON ({error.msg}); one object a line") from error
+def _item(row: Any, place: str) -> Item:
     options: list[Any] = row.get("options", []) if isinstance(row, dict) else []
     sound = (
         isinstance(options, list)
         and all(isinstance(option, str) and option.strip() for option in options)
         and len(set(options)) == len(options) >= 2
         and isinstance(row.get("question"), str)
-        and isinstance(row.get("answer"), int)
+        and type(row.get("answer")) is int
         and 0 <= row["answer"] < len(options)
     )
     if not sound:

@@ -37,6 +37,7 @@ from interp.path_patching import edits_along
 from interp.path_patching import path_edits as path_edits
 from interp.progress import bar
 from interp.sites import Site
+from interp.typed import built
 
 Metric = Callable[[Tensor], Tensor]
 Direction = Literal["denoising", "noising"]
@@ -78,15 +79,33 @@ class PatchTable:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "PatchTable":
-        """What `to_json` gave."""
-        return cls(
-            direction=fields["direction"],
-            sites=tuple(Site.parse(name) for name in fields["sites"]),
-            positions=None if fields["positions"] is None else tuple(fields["positions"]),
-            values=np.array(fields["values"], np.float64),
-            clean=np.array(fields["clean"], np.float64),
-            corrupt=np.array(fields["corrupt"], np.float64),
-        )
+        """What `to_json` gave; refuses anything else."""
+        plain = built(_Plain, fields, "a table of patches", null_is_nan=True)
+        clean, corrupt = np.array(plain.clean), np.array(plain.corrupt)
+        columns = 1 if plain.positions is None else len(plain.positions)
+        shape = (len(plain.sites), columns, len(clean))
+        widths = {len(corrupt), *(len(row) for site in plain.values for row in site)}
+        placed = len(plain.values) == len(plain.sites) and all(len(site) == columns for site in plain.values)
+        if not placed or widths != {len(clean)}:
+            raise InputError(
+                f"a table of patches of {shape[0]} sites, {columns} positions and {len(clean)} rows of a batch "
+                "has other numbers of values; was it cut off?"
+            )
+        sites = tuple(Site.parse(name) for name in plain.sites)
+        values = np.array(plain.values, np.float64).reshape(shape)
+        return cls(plain.direction, sites, plain.positions, values, clean, corrupt)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A table of patches as JSON has it."""
+
+    direction: Direction
+    sites: tuple[str, ...]
+    positions: tuple[int, ...] | None
+    values: tuple[tuple[tuple[float, ...], ...], ...]
+    clean: tuple[float, ...]
+    corrupt: tuple[float, ...]
 
 
 def logit_difference(

@@ -16,6 +16,7 @@ from typing import Any
 
 from interp.errors import InputError
 from interp.sealing import read_json, write_json
+from interp.typed import read_object
 
 FILE = "piece.json"
 
@@ -39,7 +40,7 @@ class Piece:
     @classmethod
     def parse(cls, text: str) -> "Piece":
         """Read `i/n`."""
-        if not (found := re.fullmatch(r"(-?\d+)/(-?\d+)", text.strip())):
+        if not (found := re.fullmatch(r"(-?\d{1,18})/(-?\d{1,18})", text.strip())):
             raise InputError(f"a piece is written i/n, such as 2/4 for the second of four; got {text!r}")
         return cls(int(found[1]), int(found[2]))
 
@@ -70,8 +71,11 @@ def held_by(folder: Path) -> Piece | None:
     """The piece that a folder says it holds."""
     if not (folder / FILE).exists():
         return None
-    content: dict[str, Any] = read_json(folder / FILE, "piece")
-    return Piece(content["piece"], content["of"])
+    content = read_object(folder / FILE, "piece")
+    numbers = [content.get(name) for name in ("piece", "of")]
+    if not all(type(number) is int for number in numbers):
+        raise InputError(f"{folder / FILE} is damaged: piece and of are {numbers}, expected whole numbers")
+    return Piece(*numbers)
 
 
 def _holds_plan(folder: Path) -> bool:

@@ -17,10 +17,12 @@ from jaxtyping import Bool, Int
 
 from interp.batching import Buckets, Windows, grouped, places, windows_of
 from interp.errors import InputError
-from interp.sealing import read_json, write_sealed
+from interp.plan_file import Written
+from interp.sealing import write_sealed
 from interp.shards import Layout
 from interp.store import StoreSpec
 from interp.tokenfile import TokenFile
+from interp.typed import built, check_fields, read_object
 
 _FORMAT = "midlens-plan"
 _VERSION = 1
@@ -172,20 +174,25 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> "Plan":
         """Read a plan."""
-        content = read_json(path, "plan")
+        content = read_object(path, "plan")
         if content.get("format") != _FORMAT or content.get("version") != _VERSION:
-            raise InputError(f"{path} is no plan of version {_VERSION} (found {content.get('format')!r})")
-        windows = Windows(*(np.asarray(content[name], np.int64) for name in ("doc", "start", "length")))
+            raise InputError(f"{path} is no plan of version {_VERSION} (found {content.get('format')!r:.80})")
+        found = built(Written, content, str(path))
+        spec = StoreSpec.from_json(found.spec)
+        check_fields(spec)
+        if wrong := found.wrong(spec):
+            raise InputError(f"{path} is damaged: {wrong}; delete the folder and extract again")
+        columns = [np.asarray(one, np.int64) for one in (found.doc, found.start, found.length, found.batch_windows)]
         return cls(
-            spec=StoreSpec.from_json(content["spec"]),
-            row_shapes={name: tuple(shape) for name, shape in content["row_shapes"].items()},
-            buckets=Buckets(windows, np.asarray(content["batch_windows"], np.int64), content["multiple"]),
-            token_budget=content["token_budget"],
-            rows_per_shard=content["rows_per_shard"],
-            shard_windows=np.asarray(content["shard_windows"], np.int64),
-            shard_rows=np.asarray(content["shard_rows"], np.int64),
-            excluded=content["excluded"],
-            splits=tuple(content["splits"]),
+            spec=spec,
+            row_shapes=found.row_shapes,
+            buckets=Buckets(Windows(*columns[:3]), columns[3], found.multiple),
+            token_budget=found.token_budget,
+            rows_per_shard=found.rows_per_shard,
+            shard_windows=np.asarray(found.shard_windows, np.int64),
+            shard_rows=np.asarray(found.shard_rows, np.int64),
+            excluded=found.excluded,
+            splits=found.splits,
         )
 
 

@@ -14,21 +14,22 @@ the model expects.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 from interp.errors import InputError
-from interp.sealing import differences, full_disk, partial_name, publish, read_json
+from interp.jsonlines import json_objects
+from interp.sealing import differences, disk_error, partial_name, publish
 from interp.tokens import Encoder
 from interp.tokenwriter import FORMAT, VERSION, TextDocument, content_of, write_files
+from interp.typed import fits, read_object
 
 
 class TokenFile:
@@ -38,7 +39,7 @@ class TokenFile:
         self.path = path
         self.manifest = manifest
         self.n_tokens: int = manifest["n_tokens"]
-        self.offsets: Int[np.ndarray, " docs+1"] = np.load(path / "offsets.npy")
+        self.offsets: Int[np.ndarray, " docs+1"] = _offsets(path, manifest)
         self.lengths: Int[np.ndarray, " docs"] = np.diff(self.offsets)  # BOS not counted
         self.tokens: Integer[np.ndarray, " n"] = np.memmap(path / "tokens.bin", dtype=manifest["dtype"], mode="r")
         self.template: UInt8[np.ndarray, " n"] | None = None
@@ -49,17 +50,25 @@ class TokenFile:
     def open(cls, path: str | Path) -> "TokenFile":
         """Open a finished token file; a damaged one is refused."""
         path = Path(path)
-        manifest = read_json(path / "manifest.json", "token file")
+        manifest = read_object(path / "manifest.json", "token file")
         if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
             raise InputError(
                 f"{path} is no token file of version {VERSION}: its manifest says {manifest.get('format')!r}"
             )
+        if wrong := _wrong(manifest):
+            raise InputError(f"{path}/manifest.json is damaged: {wrong}; delete the folder and tokenise again")
         wanted = manifest["n_tokens"] * np.dtype(manifest["dtype"]).itemsize
         size = (path / "tokens.bin").stat().st_size if (path / "tokens.bin").exists() else 0
         if size != wanted or not (path / "offsets.npy").exists():
             raise InputError(
                 f"{path}/tokens.bin holds {size:,} bytes where the manifest says {wanted:,}: "
                 "the token file is damaged; delete the folder and tokenise again"
+            )
+        template = path / "template.bin"
+        if manifest["template"] and (not template.exists() or template.stat().st_size != manifest["n_tokens"]):
+            raise InputError(
+                f"{template} does not hold a byte for each of {manifest['n_tokens']:,} tokens: the token file is "
+                "damaged; delete the folder and tokenise again"
             )
         return cls(path, manifest)
 
@@ -74,8 +83,13 @@ class TokenFile:
     @cached_property
     def ids(self) -> list[str]:
         """The stable id of each document."""
-        with (self.path / "docs.jsonl").open() as file:
-            return [json.loads(line)["id"] for line in file]
+        path = self.path / "docs.jsonl"
+        ids = [row.get("id") for _, row in json_objects(path, "the names of documents")]
+        if len(ids) != len(self) or not all(isinstance(one, str) for one in ids):
+            raise InputError(
+                f"{path} is damaged: it does not name the {len(self):,} documents; delete the folder and tokenise again"
+            )
+        return ids
 
     @property
     def digest(self) -> str:
@@ -91,6 +105,43 @@ class TokenFile:
     def special_ids(self) -> list[int]:
         """The ids that the tokenizer declares special."""
         return self.manifest["tokenizer"]["special_ids"]
+
+
+def _wrong(manifest: dict[str, Any]) -> str | None:
+    """What a manifest lacks, or has of another kind than it must be."""
+    kinds: dict[str, Any] = {
+        "digest": str, "corpus_digest": str, "n_tokens": int, "n_documents": int, "n_read": int, "bos": int | None,
+        "template": bool, "dtype": Literal["<u2", "<u4"], "tokenizer": dict, "settings": dict,
+    }  # fmt: skip
+    inside = {"name": str, "sha256": str, "vocabulary": int, "special_ids": tuple[int, ...]}
+    places = (
+        *((manifest, *one) for one in kinds.items()),
+        *((manifest.get("tokenizer"), *one) for one in inside.items()),
+    )
+    for holder, name, kind in places:
+        if not isinstance(holder, dict) or name not in holder or not fits(holder[name], kind):
+            return f"{name} is missing, or not what it must be"
+    numbers = [manifest[name] for name in ("n_tokens", "n_documents", "n_read")]
+    size, special = manifest["tokenizer"]["vocabulary"], manifest["tokenizer"]["special_ids"]
+    if min(numbers) < 1 or not 0 <= size < 1 << 32 or not all(0 <= one < max(size, 1) for one in special):
+        return "a number that is not positive, or a special token beyond the vocabulary"
+    return None if manifest["bos"] is None or 0 <= manifest["bos"] < max(size, 1) else "a BOS beyond the vocabulary"
+
+
+def _offsets(path: Path, manifest: dict[str, Any]) -> Int[np.ndarray, " n"]:
+    """Where each document begins, and the last one ends; checked against the manifest."""
+    try:
+        with (path / "offsets.npy").open("rb") as file:
+            offsets = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy reads the header as Python text, and its parser has errors of its own
+        raise InputError(f"{path}/offsets.npy is damaged ({error}); delete the folder and tokenise again") from None
+    rising = offsets.dtype == np.int64 and offsets.shape == (manifest["n_documents"] + 1,)
+    if not rising or offsets[0] != 0 or offsets[-1] != manifest["n_tokens"] or (np.diff(offsets) < 0).any():
+        raise InputError(
+            f"{path}/offsets.npy is damaged: it does not divide {manifest['n_tokens']:,} tokens into "
+            f"{manifest['n_documents']:,} documents; delete the folder and tokenise again"
+        )
+    return offsets
 
 
 def tokenize(
@@ -130,7 +181,7 @@ def tokenize(
         write_files(documents, encoder, partial, settings, workers or 2)
         publish(partial, path)
     except OSError as error:
-        raise full_disk(error, path.parent, needed=1 << 20, kept="Nothing was lost.") or error from error
+        raise disk_error(error, path.parent, needed=1 << 20, kept="Nothing was lost.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return TokenFile.open(path)

@@ -9,7 +9,6 @@ Every stage can be interrupted and picks up what is there: the same call goes on
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from interp.corpus import read_corpus, split
 from interp.extract import extract
 from interp.lens import Lens
 from interp.loading import parse_dtype
+from interp.loop import read_metrics
 from interp.model import HookedModel
 from interp.presets import default_site
+from interp.sealing import only_writer
 from interp.sites import Point, Site
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile, tokenize
@@ -90,8 +91,13 @@ class DiscoverConfig:
 
 def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
-    out, say = config.out, say or (lambda line: None)
-    recipe = config.recipe()
+    config.out.mkdir(parents=True, exist_ok=True)
+    with only_writer(config.out):
+        return _discover(config, say or (lambda line: None))
+
+
+def _discover(config: DiscoverConfig, say: Callable[[str], None]) -> Path:
+    out, recipe = config.out, config.recipe()
     claim_run(out, _options(config))
     stages = Stages(out / "timings.json", say)
     with stages.stage("model", config.model):
@@ -114,9 +120,10 @@ def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None
             out / "report.html",
             evaluation=evaluation,
             features=load_features(out / "features.jsonl"),
-            training_log=_lines(out / "sae" / "training" / "metrics.jsonl"),
+            training_log=read_metrics(out / "sae" / "training" / "metrics.jsonl"),
             provenance=_provenance(config, model, site, tokens, stores, sae),
-            timings=stages.seconds,
+            # its own time would be known only to a second run: the page is the same however often it is written
+            timings={name: taken for name, taken in stages.seconds.items() if name != "report"},
             norms=row_norms(stores["held_out"], site),
             population=" and ".join(f"{len(stores[s]):,} {s.replace('_', '-')} rows" for s in SIDES),
         )
@@ -219,7 +226,3 @@ def _provenance(
         "training": dict(sae.config.metadata.get("midlens_training", {})),
         "versions": {"torch": torch.__version__, **stores["train"].manifest.get("versions", {})},
     }
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -18,12 +18,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.jsonlines import json_objects
 from interp.lens import Lens, token_strings
 from interp.progress import bar
-from interp.sealing import partial_name, publish
+from interp.sealing import discard, disk_error, partial_name, publish
 from interp.sites import Site
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile
+from interp.typed import built
 from saes.contexts import Contexts, check_tokens, contexts
 from saes.fires import FireLog
 from saes.firing import Firing, FiringFitter
@@ -202,22 +204,34 @@ def write_features(path: str | Path, features: Iterable[Feature]) -> int:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with partial_name(path).open("w", encoding="utf-8") as file:
-        for feature in features:
-            file.write(json.dumps(_plain(feature), ensure_ascii=False, separators=(",", ":")) + "\n")
-            count += 1
-    publish(partial_name(path), path)
+    try:
+        with partial_name(path).open("w", encoding="utf-8") as file:
+            for feature in features:
+                file.write(json.dumps(_plain(feature), ensure_ascii=False, separators=(",", ":")) + "\n")
+                count += 1
+        publish(partial_name(path), path)
+    except OSError as error:
+        discard(partial_name(path))
+        raise disk_error(error, path.parent) from error
     return count
 
 
 def load_features(path: str | Path) -> Iterator[Feature]:
     """Read what `write_features` wrote, one feature at a time."""
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield _feature(json.loads(line))
-            except (json.JSONDecodeError, TypeError, KeyError) as error:
-                raise InputError(f"{path}, line {number}, is no feature ({error}); read the features again") from None
+    for number, row in json_objects(Path(path), "features"):
+        feature = built(Feature, row, f"{path}, line {number}")
+        if not _is_whole(feature):
+            raise InputError(
+                f"{path}, line {number}: lists of feature {feature.index} do not go together; read the features again"
+            )
+        yield feature
+
+
+def _is_whole(feature: Feature) -> bool:
+    """Whether edges belong to the histogram, and activations to the tokens of each example."""
+    bins = len(feature.histogram) + 1 if feature.histogram else 0
+    sound = (len(e.tokens) == len(e.activations) and 0 <= e.peak < len(e.tokens) for e in feature.examples)
+    return len(feature.edges) == bins and all(sound)
 
 
 def _plain(value: Any) -> Any:
@@ -229,19 +243,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Feature | Example):
         return {name: _plain(item) for name, item in vars(value).items()}
     return value
-
-
-def _feature(found: dict[str, Any]) -> Feature:
-    found["examples"] = tuple(_example(example) for example in found["examples"])
-    for name in ("density", "max_activation", "mean_activation"):
-        found[name] = float(found[name])
-    for name in ("promoted", "suppressed"):
-        found[name] = tuple((token, float(x)) for token, x in found[name])
-    found["histogram"], found["edges"] = tuple(found["histogram"]), tuple(map(float, found["edges"]))
-    return Feature(**found)
-
-
-def _example(found: dict[str, Any]) -> Example:
-    found["activation"], found["tokens"] = float(found["activation"]), tuple(found["tokens"])
-    found["activations"] = tuple(map(float, found["activations"]))
-    return Example(**found)

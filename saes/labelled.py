@@ -9,7 +9,6 @@ seen under another name.
     read_labelled(path)     .jsonl with {"text", "label"} and optionally "group" a line
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from jaxtyping import Bool
 
 from interp.corpus import Document, id_hash
 from interp.errors import InputError
+from interp.jsonlines import json_objects
 from interp.resources import data_path
 
 TASKS = ("language", "person", "sentiment", "tense", "topic")
@@ -88,17 +88,18 @@ def bundled(task: str) -> LabelledTexts:
     """One of the tasks that come with the package."""
     if task not in TASKS:
         raise InputError(f"there is no bundled task {task!r}; known: {', '.join(TASKS)}")
-    rows = [row for row in _rows(data_path("labelled_texts.jsonl")) if row["task"] == task]
+    rows = [row for _, row in json_objects(data_path("labelled_texts.jsonl"), "labelled texts") if row["task"] == task]
     return _of_rows(task, rows)
 
 
 def read_labelled(path: str | Path) -> LabelledTexts:
     """Read a .jsonl file of {"text", "label"} and optionally "group"."""
     path = Path(path)
-    rows = list(_rows(path))
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or "label" not in row:
-            raise InputError(f'{path}, row {number}: expected {{"text": ..., "label": ...}}, got {row!r}')
+    rows = []
+    for number, row in json_objects(path, "labelled texts"):
+        if not isinstance(row.get("text"), str) or "label" not in row:
+            raise InputError(f'{path}, line {number}: expected {{"text": ..., "label": ...}}, got {row!r:.200}')
+        rows.append(row)
     return _of_rows(path.stem, rows)
 
 
@@ -122,19 +123,6 @@ def from_corpus(documents: Iterable[Document], *, per_class: int = 60, words: in
         for text, group in kept
     ]
     return _of_rows("package", rows)
-
-
-def _rows(path: Path) -> Iterable[Any]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read labelled texts from {path}: {error.strerror or error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number} is not JSON ({error.msg}); one object a line") from error
 
 
 def _of_rows(name: str, rows: Sequence[dict[str, Any]]) -> LabelledTexts:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from interp.errors import InputError
+from interp.typed import check_fields
 from saes.config import SAEConfig
 from saes.schedules import Schedules
-from saes.typed import check_fields
 
 Training = Literal["topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "standard", "gated"]
 Start = Literal["geometric_median", "mean", "zeros"]

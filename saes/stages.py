@@ -8,6 +8,7 @@ from typing import Any
 
 from interp.errors import InputError
 from interp.sealing import differences, read_json, write_json
+from interp.typed import fits, read_object
 
 BUDGET = {
     "model": 20,
@@ -39,7 +40,11 @@ class Stages:
 
     def __init__(self, path: Path, say: Callable[[str], None], *, budget: Mapping[str, float] = BUDGET) -> None:
         self.path, self.say, self.budget = path, say, budget
-        self.seconds: dict[str, float] = read_json(path, "run") if path.exists() else {}
+        self.seconds: dict[str, float] = read_object(path, "run") if path.exists() else {}
+        if not all(fits(one, float) for one in self.seconds.values()):
+            raise InputError(
+                f"{path} is damaged: expected the seconds of each stage, got {self.seconds!r:.80}; remove it"
+            )
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
 from interp.progress import bar
-from interp.sealing import digest, read_json, write_json
+from interp.sealing import digest, write_json
+from interp.typed import read_object
 from saes.config import SAEConfig
 from saes.fitting import Rows, TrainedSites, is_finished
 from saes.recipe import TrainConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _FORMAT, _VERSION = "midlens-sweep", 1
+_RECORD = ("architecture", "d_sae", "config", "status", "error", "training", "held_out", "measured")
 _AXES = {
     "explained_variance": ("explained variance (higher is better)", False),
     "delta_ce": ("ΔCE, nats per token (lower is better)", True),
@@ -49,10 +51,16 @@ class Summary:
     def load(cls, path: str | Path) -> "Summary":
         """Of a sweep's folder."""
         path = Path(path)
-        found = read_json(path / FILE, "sweep")
+        found = read_object(path / FILE, "sweep")
         if found.get("format") != _FORMAT or found.get("version") != _VERSION:
             raise InputError(f"{path / FILE} is no summary of version {_VERSION} (found {found.get('format')!r})")
-        return cls(path, found["facts"], {record.pop("name"): record for record in found["members"]})
+        facts, members = found.get("facts"), found.get("members")
+        known = isinstance(facts, dict) and isinstance(facts.get("sites"), list) and isinstance(members, list)
+        if not known or not all(isinstance(one, dict) and set(one) == {"name", *_RECORD} for one in members):
+            raise InputError(f"{path / FILE} is damaged: its facts or its members are not whole; run the sweep again")
+        if not all(isinstance(one["name"], str) and isinstance(one["status"], str) for one in members):
+            raise InputError(f"{path / FILE} is damaged: a member has no name or no status; run the sweep again")
+        return cls(path, facts, {one["name"]: {key: one[key] for key in _RECORD} for one in members})
 
     @classmethod
     def open(cls, path: Path, rows: Rows, sites: TrainedSites) -> "Summary":

@@ -224,7 +224,7 @@ def test_own_texts_are_read_and_refused_with_the_reason(tmp_path):
     data = read_labelled(path)
     assert data.name == "mine" and data.labels[:3] == ("0", "1", "0") and data.groups[:3] == ("0", "0", "1")
     for text, message in (
-        ('{"text": "a"}', r'row 1: expected \{"text"'),
+        ('{"text": "a"}', r'line 1: expected \{"text"'),
         ("nothing", "line 1 is not JSON"),
         ('{"text": " ", "label": 1}', "text 0 is empty"),
         ('{"text": "a", "label": 1}', "expected two classes or more with at least 4 texts each"),

@@ -6,7 +6,6 @@ All twins are measured on the same held-out bytes; perplexities are per byte, in
 Runs that differ in their seed alone have one `label`.
 """
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from interp.attention.sd_data import Windows, chosen_documents, windows
 from interp.attention.sd_train import TwinTraining, load_twin
 from interp.corpus import read_corpus, split
 from interp.errors import InputError
+from interp.loop import read_metrics
 from interp.progress import bar
 from interp.sealing import write_json
 from interp.stats import bootstrap_ratio
@@ -114,9 +114,7 @@ def _numbers(row: Mapping[str, Any]) -> list[float]:
 
 def _ranks_logged(folder: Path) -> list[dict[str, float]]:
     """The steps of the training log that hold ranks; none where there is no log."""
-    path = folder / "training" / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if "operating_erank2_0" in line]
+    return [line for line in read_metrics(folder / "training" / "metrics.jsonl") if "operating_erank2_0" in line]
 
 
 @torch.no_grad()

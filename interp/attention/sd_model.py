@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from interp.attention.sd_attention import Attention, AttentionKind, attention_class, product
 from interp.errors import InputError
+from interp.typed import built
 
 BYTES = 256
 BOS = 256
@@ -75,9 +76,8 @@ class TwinConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TwinConfig":
-        """From a file."""
-        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**given)
+        """From a file; refuses what is no shape of a twin."""
+        return built(cls, values, "the shape of a twin", defaults=True)
 
 
 def sized(size: str) -> tuple[int, int, int]:

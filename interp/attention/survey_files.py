@@ -13,6 +13,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,18 @@ import numpy as np
 
 from interp.errors import InputError
 from interp.sealing import differences, read_json, write_json, write_sealed
+from interp.typed import built
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What is kept of a layer in JSON: numbers of each head, null where one has no value."""
+
+    seconds: float
+    rows: tuple[dict[str, int | float | bool | None], ...]
 
 
 def folder_name(model: str) -> str:
@@ -80,8 +90,8 @@ class Parts:
 
     def read(self, name: str) -> tuple[list[Row], float]:
         """Rows of all layers that are done, and the seconds they took."""
-        found = [read_json(self.folder / f"{name}-{layer:03d}.json", "survey") for layer in self.layers(name)]
-        return [row for part in found for row in part["rows"]], sum(part["seconds"] for part in found)
+        found = [_layer(self.folder / f"{name}-{layer:03d}.json") for layer in self.layers(name)]
+        return [row for part in found for row in part.rows], sum(part.seconds for part in found)
 
     def arrays(self) -> dict[str, dict[int, np.ndarray]]:
         """Arrays of all parts by name and layer; only of layers that are done."""
@@ -94,6 +104,13 @@ class Parts:
                 for key, value in load_file(path).items() if path.exists() else ():
                     found.setdefault(key, {})[layer] = value
         return found
+
+
+def _layer(path: Path) -> _Layer:
+    found = built(_Layer, read_json(path, "survey"), str(path))
+    if not all(type(row.get(name)) is int for row in found.rows for name in ("layer", "head")):
+        raise InputError(f"{path} is damaged: a row without the numbers of its layer and head; remove the file")
+    return found
 
 
 def joined(tables: Sequence[Sequence[Row]]) -> list[Row]:

@@ -29,7 +29,10 @@ def _section(path: Path) -> "Section":
     kinds: dict[str, Callable[[Any], Section]] = {"all_heads": surgery_section, "twins": twins_section}
     for key, section in kinds.items():
         if isinstance(record, dict) and key in record:
-            return section(record)
+            try:
+                return section(record)
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise InputError(f"{path} is no whole result ({type(error).__name__}: {error!s:.80})") from error
     raise InputError(
         f"{path} is no result that a page can show; expected the JSON file of `midlens attention surgery` or `cascade`"
     )

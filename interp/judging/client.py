@@ -23,7 +23,7 @@ from typing import Any
 
 from interp.errors import InputError
 from interp.progress import bar
-from interp.sealing import digest, write_json
+from interp.sealing import NOT_JSON, digest, write_json
 
 _AGAIN = frozenset((408, 409, 429))
 _LONGEST_WAIT = 60.0
@@ -156,8 +156,7 @@ class Client:
             self.cost.add(cached=1)
             return kept
         reply = self._asked(body)
-        text, usage = _parsed(reply)
-        counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+        text, counts = _parsed(reply)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"answer": text, "usage": counts, "request": body})
@@ -202,7 +201,7 @@ class Client:
             raise InputError(f"{self.endpoint.url} refuses the request with status {error.code}: {said}") from error
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut off
             raise _Retry(f"{type(error).__name__}: {error}") from error
-        except ValueError as error:
+        except NOT_JSON as error:
             raise _Retry(f"a reply that is not JSON ({error})") from error
 
 
@@ -217,19 +216,21 @@ def _checked(reply: Any) -> Any:
     """Refuse a reply that is not of the documented shape."""
     try:
         _parsed(reply)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise _Retry(f"a reply without choices[0].message.content: {json.dumps(reply)[:200]}") from error
     return reply
 
 
-def _parsed(reply: Any) -> tuple[str, dict[str, Any]]:
-    content = reply["choices"][0]["message"]["content"]
-    return ("" if content is None else str(content)), reply.get("usage") or {}
+def _parsed(reply: Any) -> tuple[str, dict[str, int]]:
+    """The text of a reply, and the tokens it took."""
+    content, usage = reply["choices"][0]["message"]["content"], reply.get("usage") or {}
+    counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+    return ("" if content is None else str(content)), counts
 
 
 def _kept(path: Path) -> str | None:
     """A cached answer; a damaged file counts as none."""
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["answer"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *NOT_JSON, KeyError, TypeError):
         return None

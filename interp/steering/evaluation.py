@@ -10,7 +10,7 @@ single prompts are kept, so that any other statistic can be had without generati
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from interp.sealing import read_json, write_json
 from interp.stats import bootstrap_ratio, paired_permutation, wilson
 from interp.steering.generation import Generated
 from interp.steering.neutral import NeutralEffect
+from interp.typed import built
 
 FORMAT, VERSION = "midlens-steering-evaluation", 1
 UNSTEERED, PROMPTED = "unsteered", "prompt"
@@ -187,13 +188,18 @@ class SteeringEvaluation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "SteeringEvaluation":
-        """What `to_json` wrote."""
-        if value.get("format") != FORMAT or value.get("version") != VERSION:
-            raise InputError(
-                f"this is {value.get('format')!r} version {value.get('version')!r}, expected {FORMAT} version {VERSION}"
+        """What `to_json` wrote; refuses anything else."""
+        if not isinstance(value, Mapping) or value.get("format") != FORMAT or value.get("version") != VERSION:
+            found = (
+                (value.get("format"), value.get("version")) if isinstance(value, Mapping) else (f"{value!r:.80}", None)
             )
-        points = tuple(_point(point) for point in value["points"])
-        return cls(dict(value["facts"]), points, tuple(value["samples"]), dict(value["axbench"]))
+            raise InputError(f"this is {found[0]!r} version {found[1]!r}, expected {FORMAT} version {VERSION}")
+        rest = {name: one for name, one in value.items() if name not in ("format", "version")}
+        found = built(cls, rest, "an evaluation of steering")
+        judges = found.facts.get("judges")
+        if not isinstance(judges, list | dict) or not all(isinstance(name, str) for name in judges):
+            raise InputError(f"an evaluation of steering names its judges in facts; got {judges!r:.80}")
+        return found
 
     @classmethod
     def load(cls, path: Path) -> "SteeringEvaluation":
@@ -217,25 +223,3 @@ def accuracy(correct: Sequence[bool], unsteered: Sequence[bool], *, level: float
     share = Estimate(sum(correct) / len(correct), low, high)
     change = [float(a) - float(b) for a, b in zip(correct, unsteered, strict=True)]
     return Accuracy(len(correct), share, sum(unsteered) / len(unsteered), Estimate.ratio(change, level=level))
-
-
-def _estimate(value: Mapping[str, float]) -> Estimate:
-    return Estimate(**value)
-
-
-def _set(value: Mapping[str, Any]) -> SetResult:
-    estimates = {name: _estimate(value[name]) for name in ("perplexity", "repetition", "zlib")}
-    mean = {name: _estimate(one) for name, one in value["mean"].items()}
-    change = {
-        name: Change(_estimate(one["mean"]), one["p"], _estimate(one["wrong_way"]))
-        for name, one in value["change"].items()
-    }
-    return SetResult(**{**value, **estimates, "mean": mean, "change": change})
-
-
-def _point(value: Mapping[str, Any]) -> Point:
-    held = {name.name: value[name.name] for name in fields(Point)}
-    if (one := value["accuracy"]) is not None:
-        held["accuracy"] = Accuracy(one["n"], _estimate(one["correct"]), one["unsteered"], _estimate(one["change"]))
-    held["sets"] = {name: _set(one) for name, one in value["sets"].items()}
-    return Point(**{**held, "kl": _estimate(value["kl"]), "delta_ce": _estimate(value["delta_ce"])})

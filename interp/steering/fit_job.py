@@ -6,7 +6,6 @@ Texts come from a contrast set (its training split) or from files: one text a li
 .jsonl. The folder is that of `Steering.save`.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from interp.errors import InputError
+from interp.jsonlines import json_objects
 from interp.model import HookedModel
 from interp.moments import Positions, Whitening
 from interp.steering.contrast import SETS, read_contrast
@@ -129,24 +129,22 @@ def _fitted(model: HookedModel, prompts: Prompts, config: FitConfig) -> Steering
 
 def read_texts(path: Path) -> list[str]:
     """Texts of a .txt (one a line) or a .jsonl ({"text"} a line); empty lines are left out."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read texts from {path}: {error}") from error
-    texts = [_text(line, path, number) for number, line in enumerate(lines, 1)] if path.suffix == ".jsonl" else lines
+    if path.suffix == ".jsonl":
+        texts = [_text(row, f"{path}, line {number}") for number, row in json_objects(path, "texts")]
+    else:
+        try:
+            texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read texts from {path}: {error}") from error
     if not texts:
         raise InputError(f"{path} holds no texts; expected one a line")
     return texts
 
 
-def _text(line: str, path: Path, number: int) -> str:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, text {number} is not JSON ({error.msg}); one object a line") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise InputError(f'{path}, text {number}: expected {{"text": ...}}, got {row!r}')
-    return row["text"]
+def _text(row: dict[str, Any], place: str) -> str:
+    if not isinstance(text := row.get("text"), str) or not text.strip():
+        raise InputError(f'{place}: expected {{"text": ...}}, not empty, got {row!r:.200}')
+    return text
 
 
 def _from_contrast(model: HookedModel, config: FitConfig) -> Prompts:

@@ -19,6 +19,7 @@ from interp.model import Edit, HookedModel
 from interp.sites import Site
 from interp.steering.prompts import Encoded, Prompt, encode
 from interp.steering.text_quality import continuation_losses, repetition, zlib_ratio
+from interp.typed import built
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class Generated:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Generated":
-        """What `to_json` wrote."""
-        return cls(**{name: tuple(items) for name, items in value.items()})
+        """What `to_json` wrote; refuses anything else."""
+        found = built(cls, value, "a record of generated texts")
+        if len({len(column) for column in vars(found).values()}) > 1:
+            raise InputError("a record of generated texts has as many losses, counts and shares as texts")
+        return found
 
 
 def generate_texts(

@@ -8,7 +8,6 @@ Two processes of one thread each are faster than one of two threads: the matrice
 not made again, so a demonstration that was stopped goes on.
 """
 
-import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
+from interp.loop import read_metrics
 from interp.progress import bar
 from interp.sudoku.jobs import (
     CircuitConfig,
@@ -175,8 +175,5 @@ def _quietly(job: Callable[..., Any], *arguments: Any, **named: Any) -> None:
 
 
 def _steps_done(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return 0
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    lines = read_metrics(folder / "metrics.jsonl")
+    return lines[-1]["step"] if lines else 0

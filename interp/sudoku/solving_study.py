@@ -1,15 +1,13 @@
 """What was trained and how well it solves: curves of training, unseen puzzles solved, some of them move by move."""
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from interp.errors import InputError
+from interp.loop import read_metrics
 from interp.stats import Interval, wilson
 from interp.sudoku.drawing import unseen_puzzles
 from interp.sudoku.generate import Kind
@@ -118,12 +116,9 @@ def tested(model: SudokuModel, *, kind: Kind, puzzles: int, seed: int) -> TraceS
 def read_curve(folder: Path | None) -> Curve:
     """From a run's `metrics.jsonl`; empty without one."""
     path = None if folder is None else folder / "metrics.jsonl"
-    lines: list[dict[str, Any]] = []
-    if path is not None and path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    whole = {name: np.array([line[name] for line in lines], np.int64) for name in ("step", "puzzles")}
-    part = {name: np.array([line.get(name, math.nan) for line in lines], np.float64) for name in ("excess", "solved")}
-    return Curve(**whole, **part)
+    lines = [] if path is None else read_metrics(path)
+    columns = {name: [line.get(name) for line in lines] for name in ("step", "puzzles", "excess", "solved")}
+    return Curve.from_json(columns)
 
 
 def _examples(traces: TraceSet, count: int) -> tuple[Example, ...]:

@@ -52,11 +52,14 @@ def read_result(path: str | Path) -> Result:
     held = read_json(Path(path), "result of a Sudoku study")
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise InputError(f"{path} is no result of a Sudoku study: its format is not {FORMAT!r}")
-    if held.get("version") != VERSION or held.get("part") not in PARTS:
+    if held.get("version") != VERSION or held.get("part") not in [*PARTS]:
         raise InputError(
             f"{path} holds {held.get('part')!r} of version {held.get('version')!r}; expected one of "
             f"{', '.join(PARTS)} of version {VERSION}"
         )
+    missing = [name for name, kind in (("name", str), ("settings", dict)) if not isinstance(held.get(name), kind)]
+    if missing or "result" not in held:
+        raise InputError(f"{path} is damaged: it lacks {', '.join(missing) or 'result'}; make it again")
     return Result(held["part"], held["name"], held["settings"], _kind(held["part"]).from_json(held["result"]))
 
 

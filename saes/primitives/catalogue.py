@@ -32,6 +32,7 @@ from interp.lens import Lens
 from interp.model import HookedModel
 from interp.sites import Point, Site
 from interp.stats import benjamini_hochberg
+from interp.typed import built
 from saes.belongs import check_belongs, places_of
 from saes.primitives.categories import Categories, categories
 from saes.primitives.contrast_scores import ContrastScores, Lengths, TextPair, contrast_scores
@@ -128,14 +129,7 @@ class Catalogue:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Catalogue":
         """What `to_json` gave; refuses anything else."""
-        keys = {f.name for f in dataclasses.fields(Candidate)}
-        rows = value.get("candidates")
-        if set(value) != {"facts", "candidates"} or not isinstance(rows, list):
-            raise InputError(f"a catalogue has facts and candidates, got {sorted(value)}")
-        for row in rows:
-            if set(row) != keys or row["kind"] not in KINDS:
-                raise InputError(f"a candidate has {sorted(keys)} and a kind of {', '.join(KINDS)}, got {row!r}")
-        return cls(tuple(Candidate(**row) for row in rows), dict(value["facts"]))
+        return built(cls, value, "a catalogue")
 
 
 def literary_data(emotions: Categories | None = None) -> LiteraryData:

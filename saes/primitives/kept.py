@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
-from interp.sealing import digest
+from interp.sealing import NOT_JSON, digest
 
 
 class Kept:
@@ -32,11 +32,14 @@ class Kept:
             os.truncate(path, len(whole))
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                self._held.update(json.loads(line))
-            except ValueError as error:
+                found = json.loads(line)
+            except NOT_JSON as error:
+                found = error
+            if not isinstance(found, dict):
                 raise InputError(
-                    f"{path}, line {number} is damaged ({error}); remove the line, and what it held is made again"
-                ) from error
+                    f"{path}, line {number} is damaged ({found!r:.80}); remove the line, and what it held is made again"
+                )
+            self._held.update(found)
 
     def get(self, key: Any) -> Any:
         """The value of a key, None where there is none."""

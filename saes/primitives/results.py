@@ -22,11 +22,12 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from interp.errors import InputError
 from interp.stats import Interval, binomial_tail, wilson
-from saes.primitives.specs import SteeringSpec, exact
+from interp.typed import built
+from saes.primitives.specs import SteeringSpec
 from saes.primitives.specs import Term as Term
 
 CellKind = Literal["naming", "self", "recipe"]
@@ -55,11 +56,6 @@ class Sample:
     def passes(self, emotion: str) -> bool:
         """Whether a majority of the judges chose the emotion."""
         return 2 * sum(vote == emotion for vote in self.votes.values()) > len(self.votes)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Sample":
-        """What `dataclasses.asdict` gave."""
-        return cls(**exact(cls, value, "a sample"))
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,6 @@ class Condition:
             repetition=math.fsum(s.repetition for s in own) / len(own),
         )  # fmt: skip
 
-    @classmethod
-    def from_json(cls, value: Any) -> "Condition":
-        """What `to_json` of the coverage wrote."""
-        fields = exact(cls, value, "a condition")
-        return cls(**fields | {"spec": _spec(fields["spec"]), "interval": tuple(fields["interval"])})
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -126,13 +116,6 @@ class Trial:
     """The panel's mean weight of the emotion alone."""
     fluency: float = math.nan
     repetition: float = math.nan
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Trial":
-        """What `to_json` of the coverage wrote."""
-        fields = exact(cls, value, "a trial")
-        numbers = {key: math.nan if v is None else v for key, v in fields.items() if key != "spec"}
-        return cls(SteeringSpec.from_json(fields["spec"]), **numbers)
 
 
 @dataclass(frozen=True)
@@ -160,21 +143,6 @@ class Cell:
             "emotion": self.emotion, "kind": self.kind, "chosen": self.chosen and self.chosen.to_json(),
             "conditions": rows, "samples": [dataclasses.asdict(sample) for sample in self.samples], "search": trials,
         }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Cell":
-        """What `to_json` gave; refuses anything else."""
-        fields = exact(cls, value, "a cell of a coverage")
-        if fields["kind"] not in get_args(CellKind):
-            raise InputError(f"unknown kind of cell {fields['kind']!r}; known: {', '.join(get_args(CellKind))}")
-        return cls(
-            fields["emotion"],
-            fields["kind"],
-            _spec(fields["chosen"]),
-            tuple(Condition.from_json(row) for row in fields["conditions"]),
-            tuple(Sample.from_json(row) for row in fields["samples"]),
-            tuple(Trial.from_json(row) for row in fields["search"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -244,16 +212,7 @@ class Coverage:
     @classmethod
     def from_json(cls, value: Any) -> "Coverage":
         """What `to_json` gave; refuses anything else."""
-        fields = exact(cls, value, "a coverage of emotions")
-        shuffled = fields["shuffled"]
-        own = {
-            "judges": tuple(fields["judges"]),
-            "emotions": tuple(fields["emotions"]),
-            "cells": tuple(Cell.from_json(row) for row in fields["cells"]),
-            "kappa": math.nan if fields["kappa"] is None else fields["kappa"],
-            "shuffled": shuffled and Shuffled(**exact(Shuffled, shuffled, "a shuffled-label control")),
-        }
-        return cls(**fields | own)
+        return built(cls, value, "a coverage of emotions", null_is_nan=True)
 
 
 def chances(n_judges: int, n_options: int, n_seeds: int, *, texts: int = 1) -> dict[str, float]:
@@ -272,10 +231,6 @@ def chances(n_judges: int, n_options: int, n_seeds: int, *, texts: int = 1) -> d
 
 def _more_than_half(flags: list[bool]) -> bool:
     return 2 * sum(flags) > len(flags)
-
-
-def _spec(value: Any) -> SteeringSpec | None:
-    return None if value is None else SteeringSpec.from_json(value)
 
 
 def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:

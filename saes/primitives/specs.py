@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -27,11 +27,11 @@ from interp.sites import Site
 from interp.steering.edits import AffineEdit, ClampEdit
 from interp.steering.sae_features import add_features, clamp_features
 from interp.steering.scopes import Scope, Scoped, scoped
+from interp.typed import built
 from saes.belongs import check_belongs
 from saes.sae import SAE
 
 Mode = Literal["add", "clamp"]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class SteeringSpec:
         if self.scope not in get_args(Scope) or self.scope == "mask":
             known = ", ".join(scope for scope in get_args(Scope) if scope != "mask")
             raise InputError(f"unknown scope {self.scope!r} of a specification; known: {known}")
+        if self.site is not None:
+            Site.parse(self.site)
 
     @property
     def raw(self) -> dict[int, float]:
@@ -141,25 +143,15 @@ class SteeringSpec:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "SteeringSpec":
         """What `to_json` gave; refuses anything else, and raw coefficients that contradict the strengths."""
-        fields = exact(cls, value, "a steering specification")
-        terms = []
-        for row in fields["terms"]:
-            own = dict(row)
-            raw = own.pop("raw", None)
-            term = Term(**exact(Term, own, "a term of a steering specification"))
-            expected = term.strength * fields["mean_norm"]
-            if raw is None or not math.isclose(raw, expected, rel_tol=1e-9, abs_tol=1e-12):
-                raise InputError(
-                    f"feature {term.feature}: raw={raw}, expected strength times mean norm, {expected}; change both"
-                )
-            terms.append(term)
-        fields["terms"] = tuple(terms)
-        return cls(**fields)
-
-
-def exact(kind: type[_T], value: Any, what: str) -> dict[str, Any]:
-    """A copy of `value`, which must have exactly the fields of the dataclass `kind`."""
-    names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    if not isinstance(value, Mapping) or set(value) != names:
-        raise InputError(f"{what} has {', '.join(sorted(names))}; got {sorted(value) if value else value!r}")
-    return dict(value)
+        what, rows = "a steering specification", value.get("terms") if isinstance(value, Mapping) else None
+        if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+            raise InputError(f"{what} has terms, a list of objects; got {value!r:.80}")
+        terms = [{name: one for name, one in row.items() if name != "raw"} for row in rows]
+        spec = built(cls, {**value, "terms": terms}, what)
+        for row, term in zip(rows, spec.terms, strict=True):
+            raw, expected = row.get("raw"), term.strength * spec.mean_norm
+            known = isinstance(raw, int | float) and not isinstance(raw, bool)
+            if not known or not math.isclose(raw, expected, rel_tol=1e-9, abs_tol=1e-12):
+                told = f"raw={raw!r:.40}, expected strength times mean norm, {expected}"
+                raise InputError(f"feature {term.feature}: {told}; change both")
+        return spec

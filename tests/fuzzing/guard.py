@@ -28,7 +28,7 @@ class Breach(BaseException):
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if not _state["on"]:
         return
-    if _state["repairs"] and (event in _REPAIRS or (event == "open" and arguments[1] in ("r+b", "rb+"))):
+    if _state["repairs"] and (event in _REPAIRS or (event == "open" and arguments[1] in ("r+", "r+b", "rb+"))):
         return
     writes = event == "open" and _writes(*arguments)
     if writes or event in FORBIDDEN:

@@ -175,25 +175,6 @@ def _(folder: Path) -> Prepared:
     return Prepared(parse, [written(made.to_json())], path)
 
 
-@target("plain_settings", "json")
-def _(folder: Path) -> Prepared:
-    from interp.plain.settings import read_settings
-
-    path = folder / "config.json"
-    gpt2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "layer_norm_epsilon": 1e-5,
-            "activation_function": "gelu_new"}  # fmt: skip
-    llama = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8,
-             "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
-    gemma = llama | {"model_type": "gemma2", "hidden_activation": "gelu", "query_pre_attn_scalar": 4,
-                     "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}  # fmt: skip
-
-    def parse(_: bytes) -> None:
-        settings = read_settings(read_json(path, "configuration"))
-        assert len(settings.windows) == len(settings.ropes) == settings.n_layers
-
-    return Prepared(parse, [written(gpt2), written(llama), written(gemma)], path)
-
-
 @target("survey", "json")
 def _(folder: Path) -> Prepared:
     from interp.attention.survey_files import Parts

@@ -135,7 +135,7 @@ def _(folder: Path) -> Prepared:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             parsed(_text(data).split("\n"))
 
-    lines = ["extract\n--model\nsmollm2-135m\n--sites\nresid_post.15\n--max-docs\n3", "doctor", "sites"]
+    lines = ["extract\n--model\nsmollm2-135m\n--sites\nresid_post.15\n--max-tokens\n300", "doctor", "bench"]
     return Prepared(parse, [line.encode() for line in lines])
 
 

@@ -277,7 +277,7 @@ def test_unknown_techniques_absent_and_undecodable_files(tmp_path: Path):
     with pytest.raises(InputError, match=r"cannot read texts from .*absent\.jsonl"):
         person_pairs(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
-    with pytest.raises(InputError, match=r"cannot read texts from .*latin\.jsonl: .*utf-8"):
+    with pytest.raises(InputError, match=r"latin\.jsonl, line 1 is not UTF-8 \(byte 13"):
         story_openings(tmp_path / "latin.jsonl")
 
 
