@@ -1,6 +1,7 @@
 """The jobs that faults are put into: each a command, what it promises to write, and what it may not do twice.
 
-    extract     a Llama of three layers over 24 documents into an activation store
+    extract     a Llama of three layers over 24 documents into an activation store; "in pieces": an elementwise model,
+                whose rows do not depend on how batches are cut (the cuts stand in plan and manifest, which may differ)
     train       an SAE on that store: checkpoints, loss curve, weights
     sweep       three SAEs from one stream of rows, evaluated on held-out rows, with the page
     discover    the pipeline from text to report; report begins where its SAE is trained
@@ -8,8 +9,8 @@
 Compared is every file of the folder, byte for byte, hidden ones and leftovers included. One thing is held still for it:
 `time.perf_counter`, whose readings `timings.json` and the report's table of stages hold (and no other file).
 
-A unit is a batch of an extraction, a step of a training, an evaluation; units that are sealed when a process dies (their
-shard is in the ledger, a later checkpoint is whole, their file has its name) may not be done again.
+A unit is a batch of an extraction, a step of a training, an evaluation; units that are sealed when a process dies
+(their shard is in the ledger, a later checkpoint is whole, their file has its name) may not be done again.
 """
 
 import json
@@ -40,6 +41,8 @@ class Job:
     """The units that need not be done again, from what lies in the folder."""
     begin: Callable[[Path], None]
     """Puts into a folder what is there before the command is first given."""
+    unlike: tuple[str, ...] = ()
+    """Files that say what happened on the way, and may differ."""
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -56,7 +59,7 @@ class Jobs:
         from interp.model import HookedModel
         from interp.store import ActivationStore
         from tests.tiny_folder import tiny_folder
-        from tests.toy_store import token_file
+        from tests.toy_store import ToyModel, token_file
 
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
@@ -67,18 +70,21 @@ class Jobs:
         for name in ("store", "held_out"):
             extract(self.model, self.tokens, SITES, root / name, seed=int(name == "store"), **EXTRACTION)
         self.store, self.held_out = (ActivationStore.open(root / name) for name in ("store", "held_out"))
+        self.elementwise = ToyModel()
         self.log = root / "log"
 
     def named(self, name: str) -> Job:
         """One of the jobs."""
         sealed: dict[str, Callable[[Path], Units]] = {
-            "extract": partial(of_store),
+            "extract": of_store,
+            "extract in pieces": of_store,
             "train": of_run,
             "sweep": lambda folder: set().union(*(of_run(path) for path in folder.glob("*/"))),
             "discover": of_discovery,
             "report": of_discovery,
         }
-        return Job(name, partial(self._run, name), sealed[name], partial(self._begin, name))
+        unlike = ("plan.json", "manifest.json") if name == "extract in pieces" else ()
+        return Job(name, partial(self._run, name), sealed[name], partial(self._begin, name), unlike)
 
     def _begin(self, name: str, folder: Path) -> None:
         if name != "report":
@@ -97,10 +103,11 @@ class Jobs:
         """The command; for a process of its own."""
         record_units(self.log)
         time.perf_counter = lambda: 0.0
-        if name == "extract":
+        if name.startswith("extract"):
             from interp.extract import extract
 
-            extract(self.model, self.tokens, SITES, folder, **EXTRACTION)
+            model = self.elementwise if name == "extract in pieces" else self.model
+            extract(model, self.tokens, SITES, folder, **EXTRACTION)
         elif name == "train":
             from saes.train import TrainConfig, fit
 

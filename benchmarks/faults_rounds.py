@@ -1,18 +1,20 @@
 """Rounds: a fault in a job, the same command again until it is done, and whether anything was lost.
 
-A round survives if the last run finishes, every file is the undisturbed run's byte for byte, no unit that was sealed was
-done again, and every error on the way said what is the matter (`told`).
+A round survives if the last run finishes, every file is the undisturbed run's byte for byte, no unit that was sealed
+was done again, and every error on the way said what is the matter (`told`).
 """
 
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +180,7 @@ class Course:
         """Files that are not the undisturbed run's."""
         found = contents(self.folder)
         names = {name for name, _ in found.items() ^ self.reference.items()}
+        names -= set(self.job.unlike)
         return [f"{self.job.name}: files differ: {', '.join(sorted(names))}"] if names else []
 
     def kills(self, rounds: int, *, clock: bool = False) -> Row:
@@ -195,6 +198,8 @@ class Course:
                     break
                 injected += 1
                 row.where[SHARED.happened or "time"] += 1
+                if negative := re.search(r"[\[<, ]-\d.*", ended.shown):
+                    wrong.append(f"{self.job.name}: progress: {negative[0]:.80}")
                 if clock:
                     self._age(seed)
             wrong += self.again(self.job.sealed(self.folder), clock=int(clock))
@@ -227,6 +232,28 @@ class Course:
                 point = Point("fail on", at=int(self.random.integers(1, self.calls)), value=number, kinds=kinds)
             self.fresh()
             self._failing(row, self.run(point), told="is full")
+        return row
+
+    def small_disk(self, rounds: int) -> Row:
+        """A file system in memory, too small by a random part of what the job needs, and then made larger."""
+        row = Row("disk full, a real one", self.job.name)
+        for _ in range(rounds):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            size = 16384 + int(self.random.integers(0, self.bytes))
+            mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.folder)
+            try:
+                ended = self.run()
+                told = ["is full", "are free: make room"]
+                wrong = [] if ended.how == "done" or any(t in ended.text for t in told) else [f"unclear: {ended.text}"]
+                mount("-o", "remount,size=1g", self.folder)
+                wrong += self.again(self.job.sealed(self.folder))
+            finally:
+                subprocess.run(["umount", str(self.folder)], check=True)
+            row.count(int(ended.how != "done"), wrong)
+            if ended.how != "done":
+                row.where["full" if "is full" in ended.text else "refused before it began"] += 1
+            row.reruns += 1
         return row
 
     def failing(self, rounds: int) -> Row:
@@ -276,34 +303,52 @@ class Course:
         return row
 
     def memory(self, rounds: int) -> Row:
-        """Memory that runs out in a random batch or step, in PyTorch's words or Python's, or an address space too small."""
+        """Memory that runs out in a random batch or step, in PyTorch's words or Python's; or a small address space."""
         row = Row("out of memory", self.job.name)
         for _ in range(rounds):
             self.fresh()
             if self.random.random() < 0.5:
-                ended = self.run(space=int(self.random.integers(0, 24 << 20)))
-                row.where["address space"] += 1
+                kind, at = int(self.random.integers(3)), int(self.random.integers(1, 20))
+                ended, name = self.run(change=lambda: out_of_memory(kind, at)), "one allocation"  # noqa: B023
+                injected = SHARED.numbers[2]
             else:
-                ended = self.run(change=lambda: out_of_memory(int(self.random.integers(1, 40))))
-                row.where["one allocation"] += 1
-            # bad_alloc outside of Python's reach ends the process; the next run has to cope with that too
-            wrong = self.again_anyhow(self.job.sealed(self.folder))
-            row.count(int(ended.how != "done" or row.where["one allocation"] > 0), wrong)
+                ended, name = self.run(space=int(self.random.integers(0, 6 << 20))), "address space"
+                injected = int(ended.how != "done")
+            row.where.update({name: 1} if injected else {})
+            # what C++ throws outside of Python's reach ends the process; the next run has to cope with that too
+            row.count(injected, self.again(self.job.sealed(self.folder)))
             row.reruns += 1
         return row
 
-    def again_anyhow(self, sealed: set[str]) -> list[str]:
-        """As `again`, where cut batches stay recorded in the plan: its file and the manifest's note of it may differ."""
-        ended = self.run()
-        wrong = [] if ended.how == "done" else [f"{self.job.name} did not finish: {ended.text}"]
-        return wrong + self.repeated(sealed) + self.different()
+
+def mount(*arguments: object) -> None:
+    """`mount`, which only root may."""
+    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
 
 
-def out_of_memory(at: int) -> None:
+def out_of_memory(kind: int, at: int) -> None:
     """The `at`-th batch or step of this process finds no memory."""
+    import torch
 
+    import saes.fitting
+    from interp.pipeline import Runner
 
-def rounds_of(total: int, parts: int) -> Iterator[int]:
-    """`total` in `parts` nearly equal numbers."""
-    for part in range(parts):
-        yield total * (part + 1) // parts - total * part // parts
+    errors = (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    )
+    left = [at]
+
+    def short(real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                SHARED.numbers[2] += 1
+                raise errors[kind]
+            return real(*arguments, **options)
+
+        return called
+
+    Runner.compute = short(Runner.compute)
+    saes.fitting.step = short(saes.fitting.step)  # pyright: ignore[reportPrivateImportUsage]

@@ -92,6 +92,7 @@ class ActivationStore(Shown):
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
+        self.checked = False
         self.manifest = manifest
         self.specs = [StoreSpec.from_json(part["spec"]) for part in manifest["parts"]]
         self.sites = [Site.parse(name) for name in manifest["row_shapes"]]
@@ -101,8 +102,11 @@ class ActivationStore(Shown):
         self.ends: Int[np.ndarray, " shards"] = np.cumsum([entry["rows"] for entry in manifest["shards"]])
 
     @classmethod
-    def open(cls, path: str | Path, *, expect: StoreSpec | None = None) -> "ActivationStore":
-        """Open a finished store. Shard sizes are checked, contents by `verify`; `expect` refuses other settings."""
+    def open(cls, path: str | Path, *, expect: StoreSpec | None = None, checked: bool = False) -> "ActivationStore":
+        """Open a finished store. Shard sizes are checked, contents by `verify`; `expect` refuses other settings.
+
+        `checked` compares every shard with its sha256 before the first of its rows is read.
+        """
         if (url := as_url(path)) is not None:
             from interp.remote_store import open_remote  # which imports this module
 
@@ -111,6 +115,7 @@ class ActivationStore(Shown):
             path = as_local(path)
             store = cls(path, known_format(read_json(path / "manifest.json", "activation store"), str(path)))
         store._refuse(store.wrong_sizes())
+        store.checked = checked
         for spec in store.specs if expect else ():
             asked = {name: value for name, value in asdict(expect).items() if value is not None}  # pyright: ignore[reportArgumentType]
             found = {name: value for name, value in asdict(spec).items() if name in asked}
@@ -267,6 +272,8 @@ class ActivationStore(Shown):
         """Shard `index`, memory-mapped."""
         if index not in self._open:
             entry = self.manifest["shards"][index]
+            if self.checked and (found := damage(self.path, entry)):
+                self._refuse([found])
             self._open[index] = Shard(self.path / entry["name"], rows=entry["rows"], layout=self.layout)
         return self._open[index]
 

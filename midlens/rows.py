@@ -66,7 +66,7 @@ class RowsOptions(Planned):
             if self.model is None:
                 raise InputError("say where the rows come from: --store, or --model (and --corpus) to stream them")
             return self._stream(batch_size, seed, model)
-        store = ActivationStore.open(self.store)
+        store = ActivationStore.open(self.store, checked=True)
         if not named and len(store.sites) > 1:
             raise InputError(f"{self.store} holds {', '.join(map(str, store.sites))}; say which with --site")
         named = named or [str(site) for site in store.sites]
