@@ -6,9 +6,10 @@ With `upto`, the layers above the site, the final norm and the head are neither 
 """
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from interp.model_folder import (
     refuse_code,
     weight_files,
 )
+from interp.placement import Placing, load_options, refuse_tied
 from interp.precision import default_dtype
 from interp.presets import PRESETS, Preset
 from interp.quiet import quiet_transformers
@@ -103,13 +105,16 @@ def load_hf(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     trust_pickle: bool = False,
+    **placing: Unpack[Placing],
 ) -> Loaded:
     """Load a model and its tokenizer, in eval mode.
 
     `name` is a preset, a hub id, a local folder or a .gguf file. `upto` stops loading at a site. `device` defaults to
     CUDA where there is one, `dtype` to bfloat16 where the device multiplies it, else float32 (`interp.precision`).
-    Pickled weights are refused without `trust_pickle`, and then opened for tensors only; code is never run.
+    Pickled weights are refused without `trust_pickle`, and then opened for tensors only; code is never run. `placing`
+    puts the model's parts in several places (`interp.placement`).
     """
+    options = load_options(placing, device)
     preset = PRESETS.get(str(name))
     where = parse_device(device)
     number_type = parse_dtype(dtype) or default_dtype(where)
@@ -125,11 +130,11 @@ def load_hf(
     if source.hub_id is not None and keep is None:
         folder = fetch(source.hub_id, weights=True, revision=revision, trust_pickle=trust_pickle)
     if keep is None:
-        hf = _load_whole(folder, config, number_type, trust_pickle=trust_pickle)
+        hf = _load_whole(folder, config, number_type, options, trust_pickle=trust_pickle)
     else:
-        hf = load_partial(folder, config, keep, number_type, hub_id=source.hub_id)
+        hf = load_partial(folder, config, keep, number_type, hub_id=source.hub_id, options=options)
     tokenizer = _load_tokenizer(folder)
-    return Loaded(hf.to(where).eval(), tokenizer, str(name), revision, preset, n_layers)
+    return Loaded((hf if options else hf.to(where)).eval(), tokenizer, str(name), revision, preset, n_layers)
 
 
 def sketch_hf(name: str | Path, *, dtype: torch.dtype = torch.float32) -> Loaded:
@@ -213,12 +218,15 @@ def _read_config(folder: Path, name: str) -> Any:
     return config
 
 
-def _load_whole(folder: Path, config: Any, dtype: torch.dtype, *, trust_pickle: bool) -> nn.Module:
+def _load_whole(
+    folder: Path, config: Any, dtype: torch.dtype, options: Mapping[str, Any], *, trust_pickle: bool
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     named = read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
     files = weight_files(folder, trust_pickle=trust_pickle)
     pickled = files[0].suffix != ".safetensors"
+    refuse_tied(options, config)
     if not pickled:
         check_layers(config.num_hidden_layers, len(named or shards_of(folder, None)), folder)
     check_size(built_empty(AutoModelForCausalLM, config, folder), sum(path.stat().st_size for path in files), folder)
@@ -227,6 +235,7 @@ def _load_whole(folder: Path, config: Any, dtype: torch.dtype, *, trust_pickle: 
             whole: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
                 trust_remote_code=False, use_safetensors=not pickled, weights_only=True,
+                **options,
             )  # fmt: skip
         except (OSError, ValueError, SafetensorError, MemoryError, ImportError, pickle.UnpicklingError) as error:
             raise InputError(f"the weights in {folder} could not be loaded: {error}") from error

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,7 @@ from interp.errors import InputError
 from interp.families import anatomy_of
 from interp.masks import one_sequence_per_row
 from interp.offload import entry_device
+from interp.placement import Placing
 from interp.recording import Reached, Recording
 from interp.running import Frame, Padding, Where, checkpointing
 from interp.sites import Site
@@ -71,11 +72,12 @@ class HookedModel(ShownModel):
         device: str | torch.device | None = None,
         compile: bool = False,
         trust_pickle: bool = False,
+        **placing: Unpack[Placing],
     ) -> "HookedModel":
-        """A model as `interp.loading.load_hf` finds it; `compile`: see `interp.compiled`."""
+        """A model as `interp.loading.load_hf` finds it; `compile`: `interp.compiled`; `placing`: `interp.placement`."""
         from interp.loading import load_hf
 
-        loaded = load_hf(name, upto=upto, dtype=dtype, device=device, trust_pickle=trust_pickle)
+        loaded = load_hf(name, upto=upto, dtype=dtype, device=device, trust_pickle=trust_pickle, **placing)
         anatomy = anatomy_of(loaded.hf)
         model = cls(
             loaded.hf,

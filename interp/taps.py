@@ -144,7 +144,8 @@ def gained(module: nn.Module, x: Tensor, spec: ModelSpec) -> Tensor:
 
 def _norm_tap(module: nn.Module, spec: ModelSpec) -> Tap:
     def read(value: Tensor, call: Call) -> Tensor:
-        return normalized(call.source, spec) if call.normalized is None else call.normalized
+        # The norm's input may come from another device: it is moved inside the norm's own call.
+        return normalized(call.source.to(value.device), spec) if call.normalized is None else call.normalized
 
     def write(value: Tensor, call: Call, new: Tensor) -> Tensor:
         rebuilt = gained(module, new, spec)

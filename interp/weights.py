@@ -6,7 +6,7 @@ names say which tensors of the checkpoint are read. Checkpoints name them with o
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from interp.errors import InputError
-from interp.model_folder import beyond_memory, check_layers, shard_names, weight_files
+from interp.model_folder import check_layers, shard_names, weight_files
+from interp.placement import below
 from interp.quiet import quiet_transformers
+from interp.sealing import beyond_memory
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _FINAL_NORMS = {"norm", "ln_f", "final_layer_norm"}
@@ -90,8 +92,19 @@ def built_empty(kind: Any, config: Any, folder: Path, **options: Any) -> Any:
             raise InputError(f"no model can be built from the config.json in {folder} ({reason:.300})") from error
 
 
-def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hub_id: str | None = None) -> nn.Module:
-    """The base model of the first `keep` layers, without head, from a folder's (or the hub's) safetensors."""
+def load_partial(
+    folder: Path,
+    config: Any,
+    keep: int,
+    dtype: torch.dtype,
+    *,
+    hub_id: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The base model of the first `keep` layers, without head, from a folder's (or the hub's) safetensors.
+
+    `options` are those of `interp.placement`.
+    """
     from transformers import AutoModel
 
     if getattr(config, "quantization_config", None):
@@ -116,7 +129,8 @@ def load_partial(folder: Path, config: Any, keep: int, dtype: torch.dtype, *, hu
     if odd := next((name for name in wanted if state[name].shape != shapes[name]), None):
         raise wrong_shape(folder, held[odd][0], state[odd].shape, shapes[odd])
     with quiet_transformers():
-        model = type(empty).from_pretrained(None, config=short, state_dict=state, dtype=dtype)
+        where = below(options or {}, prefix, dict(empty.named_modules()))
+        model = type(empty).from_pretrained(None, config=short, state_dict=state, dtype=dtype, **where)
     for name, module in empty.named_children():
         if isinstance(module, nn.Identity):
             setattr(model, name, nn.Identity())
