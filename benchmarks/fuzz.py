@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every parser of the project: executions, coverage, findings, slowest inputs.
 
     python benchmarks/fuzz.py                                   60 s a target; writes benchmarks/results/fuzz.json
-    python benchmarks/fuzz.py --targets plan,shard --seconds 300
+    python benchmarks/fuzz.py --targets plan,shard --seconds-per-target 300
     python benchmarks/fuzz.py --engine mutations                without atheris: the property tests' mutations alone
 
 Each target of tests/fuzzing runs in a process of its own. atheris instruments `interp` and `saes` (nothing else) and
@@ -18,10 +18,12 @@ import os
 import random
 import re
 import resource
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 CORPUS = ROOT / "tests" / "fixtures" / "fuzz"
 HANG, MEMORY = 20, 4096
 """Seconds and MiB (resident, torch included) that one input may take."""
+LONGEST = 1 << 15
 
 
 class Watch:
@@ -40,7 +43,7 @@ class Watch:
         from fuzzing.targets import TARGETS, Runner
 
         self.runner, self.name, self.folder = Runner(TARGETS[name]), name, findings / name
-        self.counts, self.slowest = {"value": 0, "refused": 0}, (0.0, b"")
+        self.counts, self.slowest = {"value": 0, "refused": 0, "failed": 0}, (0.0, b"")
         self.found: dict[str, bytes] = {}
 
     def __call__(self, data: bytes) -> None:
@@ -50,6 +53,7 @@ class Watch:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
+            self.counts["failed"] += 1
             self._keep(data, error)
         took = time.perf_counter() - start
         if took > self.slowest[0]:
@@ -99,27 +103,22 @@ def seeds_of(name: str, runner: Any) -> list[bytes]:
     return [*runner.seeds, *extremes(runner.target.kind), *kept]
 
 
-def child(name: str, seconds: float, engine: str, findings: Path, out: Path, seed: int) -> None:
-    """One target, in this process."""
-    if engine == "atheris":
-        import atheris
-
-        with atheris.instrument_imports(include=["interp", "saes", "midlens"], enable_loader_override=False):
-            watch = Watch(name, findings)
-    else:
-        watch = Watch(name, findings)
+def child(name: str, seconds: float, options: argparse.Namespace, out: Path) -> None:
+    """One target, in this process; libFuzzer ends it."""
+    watch = Watch(name, options.findings)
     from fuzzing.mutate import mutated
 
     kind, seeds = watch.runner.target.kind, seeds_of(name, watch.runner)
-    started = time.monotonic()
     for data in seeds:
         watch(data)
-    if engine == "mutations":
-        chance = random.Random(seed)
+    started = time.monotonic()
+    if options.engine == "mutations":
+        chance = random.Random(options.seed)
         while time.monotonic() - started < seconds:
             watch(mutated(chance.choice(seeds), kind, chance))
         out.write_text(json.dumps(watch.facts()))
         return
+    import atheris
 
     def own(data: bytes, limit: int, number: int) -> bytes:
         chance = random.Random(number)
@@ -127,88 +126,112 @@ def child(name: str, seconds: float, engine: str, findings: Path, out: Path, see
             return atheris.Mutate(data, limit)
         return mutated(data, kind, chance)[:limit]
 
-    ended = False
-
     def one(data: bytes) -> None:
-        nonlocal ended
         watch(data)
-        if not ended and time.monotonic() - started > seconds:
-            ended = True
+        if time.monotonic() - started > seconds:
             out.write_text(json.dumps(watch.facts()))
-            raise KeyboardInterrupt
+            os._exit(0)
 
     with tempfile.TemporaryDirectory() as corpus:
         for data in seeds:
-            if len(data) < 1 << 16:
+            if len(data) < LONGEST:
                 (Path(corpus) / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-        flags = [f"-seed={seed}", f"-timeout={HANG}", f"-rss_limit_mb={MEMORY}", f"-max_len={1 << 16}", "-verbosity=1",
-                 "-print_final_stats=1", f"-artifact_prefix={findings}/{name}-", f"-max_total_time={int(seconds) + 30}"]  # fmt: skip
-        atheris.Setup([sys.argv[0], *flags, corpus], one, custom_mutator=own)
+        flags = {"seed": options.seed, "timeout": HANG, "rss_limit_mb": MEMORY, "max_len": LONGEST, "verbosity": 1}
+        flags["artifact_prefix"] = f"{options.findings}/{name}-"
+        atheris.Setup([sys.argv[0], *(f"-{flag}={value}" for flag, value in flags.items()), corpus], one,
+                      custom_mutator=own)  # fmt: skip
         atheris.Fuzz()
 
 
-def parent(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One target in a process of its own, under limits."""
+def forked(name: str, seconds: float, options: argparse.Namespace) -> dict[str, Any]:
+    """One target in a process of its own, made by a fork: the imports, which take longest, are done once."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "facts.json"
-        command = [sys.executable, __file__, "--child", name, "--out", str(out), "--seconds", str(options.seconds)]
-        command += ["--engine", options.engine, "--findings", str(options.findings), "--seed", str(options.seed)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", env=environment,
-                timeout=options.seconds + 180,
-            )  # fmt: skip
-            said = done.stderr
-        except subprocess.TimeoutExpired as error:
-            said = f"the process did not end\n{(error.stderr or b'').decode(errors='replace')}"
-        facts: dict[str, Any] = {"findings": {}}
-        if out.exists():
-            facts = json.loads(out.read_text())
-        else:
-            facts["findings"] = {"the process ended early": said.strip()[-1500:]}
-    coverage = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)
-    if coverage:
+        out, log = Path(folder) / "facts.json", Path(folder) / "log"
+        if not (process := os.fork()):
+            with log.open("wb") as said:
+                os.dup2(said.fileno(), 2)
+            status = 1
+            try:
+                child(name, seconds, options, out)
+                status = 0
+            except BaseException as error:
+                traceback.print_exception(error)
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        deadline = time.monotonic() + seconds + 120
+        while os.waitpid(process, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+        said = log.read_text(errors="replace")
+        ended_early: dict[str, Any] = {"findings": {"the process ended early": said.strip()[-1500:]}}
+        facts = json.loads(out.read_text()) if out.exists() else ended_early
+    if coverage := re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said):
         first, last = coverage[0], coverage[-1]
         facts["coverage"] = {"edges_at_start": int(first[0]), "edges": int(last[0]), "inputs_kept": int(last[2])}
-    facts["executions"] = facts.get("value", 0) + facts.get("refused", 0)
-    return facts
+    return facts | {"executions": facts.get("value", 0) + facts.get("refused", 0) + facts.get("failed", 0)}
+
+
+def imported(engine: str) -> None:
+    """Every module of the targets, instrumented where atheris is to follow coverage."""
+    if engine == "atheris":
+        import atheris
+
+        with atheris.instrument_imports(include=["interp", "saes", "midlens"], enable_loader_override=False):
+            import_all()
+    else:
+        import_all()
+
+
+def import_all() -> None:
+    """What is imported lazily too: a module that is first imported in a child would be imported in each of them."""
+    import importlib
+    import pkgutil
+
+    import fuzzing.targets
+
+    assert fuzzing.targets.TARGETS
+    for package in ("interp", "saes", "midlens"):
+        for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}."):
+            with contextlib.suppress(ImportError):  # of an extra that is not installed
+                if not module.name.endswith("__main__"):
+                    importlib.import_module(module.name)
+    import midlens.__main__  # noqa: F401
 
 
 def main() -> None:
     """Fuzz the targets one after the other and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds-per-target", type=float, default=60)
     parser.add_argument("--targets", default="", help="names with commas between; all by default")
     parser.add_argument("--engine", choices=("atheris", "mutations"), default="atheris")
     parser.add_argument("--findings", type=Path, default=ROOT / "runs" / "fuzz")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.findings = options.findings.resolve()
     options.findings.mkdir(parents=True, exist_ok=True)
-    if options.child:
-        child(options.child, options.seconds, options.engine, options.findings, options.out, options.seed)
-        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    warnings.simplefilter("ignore")
+    imported(options.engine)
     from fuzzing.targets import TARGETS
 
     names = options.targets.split(",") if options.targets else list(TARGETS)
     if unknown := sorted(set(names) - TARGETS.keys()):
         sys.exit(f"no such targets: {', '.join(unknown)}; known: {', '.join(TARGETS)}")
-    kept: dict[str, Any] = {}
-    if options.out.exists() and options.targets:
-        with contextlib.suppress(ValueError):
-            kept = json.loads(options.out.read_text()).get("targets", {})
     for name in names:
-        facts = parent(name, options) | {"seconds": options.seconds}
-        kept[name] = facts
+        facts = forked(name, options.seconds_per_target, options) | {"seconds": options.seconds_per_target}
+        edges = facts.get("coverage", {}).get("edges", 0)
         print(f"{name:28} {facts['executions']:>9,} runs  {len(facts['findings'])} findings  "
-              f"slowest {facts.get('slowest_ms', 0):.0f} ms  {facts.get('coverage', {}).get('edges', 0)} edges", flush=True)  # fmt: skip
-        for place in facts["findings"]:
-            print(f"    {place}: {facts['findings'][place][:200]}", flush=True)
-        ordered = {one: kept[one] for one in TARGETS if one in kept}
-        record = {"engine": options.engine, "python": sys.version.split()[0], "targets": ordered}
+              f"slowest {facts.get('slowest_ms', 0):.0f} ms  {edges} edges", flush=True)  # fmt: skip
+        for place, kept in facts["findings"].items():
+            print(f"    {place}: {kept[:400]}", flush=True)
+        record = {"engine": options.engine, "python": sys.version.split()[0], "targets": {}}
+        if options.out.exists():
+            record["targets"] = json.loads(options.out.read_text())["targets"]
+        record["targets"][name] = facts
+        record["targets"] = {one: record["targets"][one] for one in TARGETS if one in record["targets"]}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

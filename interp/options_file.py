@@ -151,4 +151,4 @@ def _spelling(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_spelling, value)) + "]"
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text) + '"'
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'

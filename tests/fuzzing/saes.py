@@ -135,6 +135,7 @@ def _(folder: Path) -> Prepared:
 
     def parse(_: bytes) -> None:
         summary = Summary.load(folder)
-        assert [summary.has_diverged(name) for name in summary.records] != None and len(summary.facts["sites"])
+        assert all(summary.has_diverged(name) in (True, False) for name in summary.records)
+        assert isinstance(summary.facts["sites"], list)
 
     return Prepared(parse, [written(content)], folder / FILE)

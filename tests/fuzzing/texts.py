@@ -12,7 +12,7 @@ from interp.errors import InputError
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass" if data[:1] == b"\xed" else "replace")
+    return data.decode("utf-8", "surrogateescape")  # as the arguments of a program are
 
 
 @target("site", "text")
@@ -135,7 +135,7 @@ def _(folder: Path) -> Prepared:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             parsed(_text(data).split("\n"))
 
-    lines = ["extract\n--model\nsmollm2-135m\n--sites\nresid_post.15\n--max-tokens\n300", "doctor", "bench"]
+    lines = ["extract\n--model\nsmollm2-135m\n--sites\nresid_post.15\n--max-tokens\n300\n--out\nx", "doctor", "bench"]
     return Prepared(parse, [line.encode() for line in lines])
 
 
