@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test test-slow lint docs notebooks install install-dev clean
+.PHONY: demo test test-slow lint fuzz docs notebooks install install-dev clean
 
 demo: install
 	$(BIN)/python -m midlens discover --out $(DEMO_OUT)
@@ -21,6 +21,11 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Coverage-guided: every parser for a minute each, on one core; the findings to runs/fuzz, the figures to benchmarks/results.
+fuzz: install-dev
+	$(PIP) -e '.[fuzz]'
+	$(BIN)/python benchmarks/fuzz.py --seconds-per-target 60
 
 # The API reference and the guides, into site/; every warning is an error.
 docs: install-dev
