@@ -151,7 +151,7 @@ table.round(2).rename_axis(f"Spearman, {len(heads)} heads")
 head_scatter(
     heads, "op_key_centred_routing_fraction", "induction",
     x_title="share of routing on text, keys centred", y_title="induction score",
-)  # fmt: skip
+).update_layout(showlegend=True)  # fmt: skip
 
 # %% [markdown]
 # ## Surgery: what the model loses
@@ -193,12 +193,13 @@ curves(
 # ## What was seen, and what it does not show
 #
 # - Heads route a little less than chance: shares of routing lie just below one half in most layers, lowest in layer 0
-#   (0.39), where the same singular values at random give one half. The distance is many standard deviations and small.
+#   (0.39), where the same singular values at random give one half. For most
+#   heads the distance is many standard deviations, and small.
 # - Rank: one set of heads has routing of effective rank about 100 in the weights and of stable rank about 20; where it
 #   operates on text the same two measures say about 28 and 3. A "rank of routing" without its measure means nothing.
-# - Gauge: on text, the share of routing rises from 0.1 to 0.4, depending on layer, to 0.3 to 0.5 once keys are centred,
-#   with the attention unchanged. So with surgery: as computed, removing filtering hurts more (3.8 against 3.0 nats);
-#   with keys centred, removing routing does (5.1 against 2.0).
+# - Gauge: on text, the share of routing rises from 0.1 to 0.4, depending on layer, to 0.3 to 0.5 once keys are centred
+#   (not in layer 10), with the attention unchanged. So with surgery: as computed, removing filtering hurts more (3.8
+#   against 3.0 nats); with keys centred, removing routing does (5.1 against 2.0).
 # - Induction heads are few, and no share of routing singles them out; the correlations over heads are moderate and
 #   change their sign with the gauge.
 # - Of the weights' own directions, which know no text, a quarter does not suffice: planes cost 0.6 nats, modes 1.5.
