@@ -181,7 +181,7 @@ def _sign(folder: Path) -> None:
 
 def _owner(folder: Path) -> str:
     """The process that holds `folder`, as far as its note tells; a note of one that is gone is not believed."""
-    for _ in range(50):  # who has just got the lock needs a moment to write its own
+    for _ in range(100):  # who has just got the lock needs a moment to write its own
         with suppress(OSError, ValueError, TypeError, KeyError):
             note = json.loads((folder / WRITER).read_text())
             if note["host"] != platform.node() or note["started"] == _started(note["pid"]):

@@ -10,6 +10,7 @@ sha256, one for the header and one per tensor (each tensor is written in order, 
 at 1.8 GB/s on one core with SHA extensions, far above what an extraction produces on it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -226,8 +227,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 def _check_header(header: Mapping[str, Any], data: int) -> None:
     """A `ValueError` for a tensor that is not inside the data, or is of another size than its shape says."""
     for name, entry in header.items():
-        fields = entry if isinstance(entry, dict) else {}
-        dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+        fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        dtype, shape, offsets = fields.get("dtype"), fields.get("shape", 0), fields.get("data_offsets", 0)
         whole = all(
             isinstance(found, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found)
             for found in (shape, offsets)
@@ -259,9 +260,12 @@ class Shard:
             _check_header(self._header, data)
             if layout is not None and rows is not None:
                 _check_layout(self._header, layout, rows)
-            self._data = np.memmap(path, dtype=np.uint8, mode="c", offset=begin)
-        except (OSError, MemoryError, *NOT_JSON) as error:
+        except (OSError, *NOT_JSON) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise  # which is not the shard's fault
             raise InputError(f"{path} is no readable shard ({error}); run the extraction again to restore it") from None
+        # torch's map keeps no file open, where numpy's does: a store may have more shards than a process has files
+        self._data = torch.from_file(str(path), shared=False, size=begin + data, dtype=torch.uint8).numpy()[begin:]
         self._arrays: dict[str, np.ndarray] = {}
 
     def array(self, name: str) -> np.ndarray:

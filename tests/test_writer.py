@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import resource
 import signal
 import time
 
@@ -16,6 +17,7 @@ from interp.errors import InputError
 from interp.extract import extract
 from interp.progress import bar
 from interp.sealing import WRITER, disk_error, only_writer
+from interp.sites import Site
 from interp.store import ActivationStore, Damaged
 from interp.tensorfile import read_tensors, write_tensors
 from saes.discover import DiscoverConfig, discover
@@ -174,3 +176,29 @@ def test_the_sae_that_training_returns_is_the_one_it_saved(tmp_path):
     trained = fit(MemoryRows(sparse_mixture(64)[0]), config, tmp_path, site=SITE)
     loaded = SAE.load(tmp_path).config.metadata
     assert {name: loaded[name] for name in trained.config.metadata} == trained.config.metadata
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_have_files(tmp_path):
+    sizes = {"max_length": 16, "token_budget": 16, "rows_per_shard": 1, "progress": False}
+    store = extract(ToyModel(), token_file(tmp_path / "t", [10] * 60), SITES, tmp_path / "s", **sizes)
+    assert len(store.manifest["shards"]) == 60
+    limits, used = resource.getrlimit(resource.RLIMIT_NOFILE), len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+    try:
+        batch = next(ActivationStore.open(store.path).batches([SITES[0]], len(store), seed=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert batch.acts[Site.parse(SITES[0])].shape[0] == len(store)
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE])
+def test_want_of_memory_or_files_is_not_taken_for_a_damaged_shard(tmp_path, monkeypatch, number):
+    sizes = {"max_length": 16, "token_budget": 64, "rows_per_shard": 40, "progress": False}
+    store = extract(ToyModel(), token_file(tmp_path / "t", [20] * 3), SITES, tmp_path / "s", **sizes)
+
+    def none(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("interp.shards._read_header", none)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        store.rows(SITES[0], 0, 1)
