@@ -27,8 +27,10 @@ from safetensors.torch import save_file
 from interp.cache import cache_dir, write_cached
 from interp.errors import InputError
 from interp.gguf_header import GGUFHeader, read_header
+from interp.model_folder import MOST_LAYERS, check_counts, check_size
 from interp.progress import bar
 from interp.quiet import quiet_transformers
+from interp.weights import built_empty
 
 _FORMAT = 2
 
@@ -51,9 +53,7 @@ def packaged_gguf(distribution: str) -> Path:
 
 def file_sha256(path: Path) -> str:
     """The file's sha256, remembered under its path, size and modification time."""
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:32]
-    memo = cache_dir() / "hashes" / key
+    memo = _memo(path)
     if memo.is_file() and len(known := memo.read_text().strip()) == 64:
         return known
     with path.open("rb") as stream:
@@ -62,8 +62,16 @@ def file_sha256(path: Path) -> str:
     return digest
 
 
+def _memo(path: Path) -> Path:
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    return cache_dir() / "hashes" / key
+
+
 def dequantised(path: Path) -> tuple[Path, str]:
     """The model folder holding the GGUF file's dequantised copy, made on first use, and the file's sha256."""
+    if not _memo(path).is_file():
+        read_header(path)  # refuses what is no GGUF file before all of it is read for its digest
     digest = file_sha256(path)
     folder = cache_dir() / "models" / f"{digest[:16]}-v{_FORMAT}"
     if folder.is_dir():
@@ -105,18 +113,31 @@ def _dequantise(path: Path, digest: str, folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     header = read_header(path)
+    _check_layers(path, header)
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    where["trust_remote_code"] = False
     # Transformers' GGUF reader draws a bar past its own switch; ours was opened before and keeps the real stderr.
     hidden = contextlib.redirect_stderr(io.StringIO())
     with bar(4, f"Dequantising {path.name} (once)", unit="step") as progress, quiet_transformers(), hidden:
         try:
             config = AutoConfig.from_pretrained(**where)
+            check_counts(config, path.name)
+            check_size(built_empty(AutoModelForCausalLM, config, path), path.stat().st_size, path)
             progress.update()
-            model = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=torch.float32)
+            whole: Any = AutoModelForCausalLM.from_pretrained(
+                **where, config=config, dtype=torch.float32, output_loading_info=True
+            )
+            model, info = whole
+            if missing := sorted(info["missing_keys"]):  # transformers would go on with random numbers
+                raise InputError(f"{path} lacks {len(missing)} of the model's tensors, the first {missing[0]!r}")
             progress.update()
             tokenizer = AutoTokenizer.from_pretrained(**where)
-        except (ValueError, OSError, KeyError, IndexError, NotImplementedError) as error:
-            raise InputError(f"{path} could not be read as a GGUF model: {error}") from error
+        except InputError:
+            raise
+        except Exception as error:  # what the fields say reaches far into the readers, which raise errors of many kinds
+            raise InputError(
+                f"{path} could not be read as a GGUF model: {type(error).__name__}: {error!s:.300}"
+            ) from error
         progress.update()
         _repair_pre_tokenizer(tokenizer, header)
         tokenizer.save_pretrained(folder)
@@ -125,6 +146,17 @@ def _dequantise(path: Path, digest: str, folder: Path) -> None:
         (folder / "source.json").write_text(json.dumps(note, indent=1))
         _fsync_all(folder)
         progress.update()
+
+
+def _check_layers(path: Path, header: GGUFHeader) -> None:
+    """Refuse a number of layers that the file has no tensors for, before transformers makes that many."""
+    name = f"{header.fields.get('general.architecture')}.block_count"
+    layers = header.fields.get(name, 0)
+    if type(layers) is not int or not 0 <= layers <= min(MOST_LAYERS, sum(header.tensor_types.values())):
+        raise InputError(
+            f"{path} says {name:.80} = {layers!r:.40}, but holds {sum(header.tensor_types.values()):,} tensors; "
+            "it is damaged, fetch it again"
+        )
 
 
 def _save_model(model: torch.nn.Module, folder: Path) -> None:

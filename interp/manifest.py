@@ -134,7 +134,7 @@ def _wrong_part(number: int, part: Mapping[str, Any]) -> str | None:
 
 def wrong_entry(entry: Mapping[str, Any], number: int, layout: Layout | None = None) -> str | None:
     """What no extraction writes about shard `number`, or None. A `layout` says what tensors it has, and how large."""
-    name, rows, size, sums = (entry.get(key) for key in ("name", "rows", "bytes", "sha256"))
+    name, rows, size, sums = entry.get("name"), entry.get("rows", 0), entry.get("bytes", 0), entry.get("sha256")
     if name != shard_file(number):
         return f"shard {number} is in {name!r:.80}, expected {shard_file(number)}"
     if not _is_count(rows, 1) or not _is_count(size, 1):

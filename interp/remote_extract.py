@@ -115,6 +115,7 @@ def _pull(remote: Remote, spool: Path) -> None:
 
 def _entry(remote: Remote, name: str) -> dict[str, Any]:
     """What an object says of a shard that was sent."""
+    entry: dict[str, Any] = {}
     try:
         entry = json.loads(remote.read(name))
         number = entry["shard"]

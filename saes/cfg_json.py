@@ -84,7 +84,7 @@ def check_types(cfg: Any, source: str, names: Sequence[str] = tuple(_TYPES)) -> 
 
 def major_version(found: Any, source: str) -> int:
     """The first number of a version of SAELens."""
-    if not isinstance(found, str) or not (match := re.match(r"(\d+)(?:\.|$)", found)):
+    if not isinstance(found, str) or not (match := re.match(r"(\d{1,9})(?:\.|$)", found)):
         raise InputError(f"{source}: metadata.sae_lens_version is {found!r:.80}, expected a version such as {FORMAT!r}")
     return int(match[1])
 

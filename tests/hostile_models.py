@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.hostile_samples import Attack, Open, canary, canary_code, sparse
 from tests.tiny_folder import tiny_folder
+from tests.tiny_gguf import write_qwen2_gguf
+from tests.tiny_models import tiny
 
 DIGITS = 5000  # of a number that Python's own limit on conversions refuses
 
@@ -94,8 +97,8 @@ def _pickle_in_safe_index(model: Path) -> None:
     )
 
 
-def _index_text(text: str) -> Callable[[Path], None]:
-    return lambda model: (model / "model.safetensors.index.json").write_text(text) and None
+def _index_text(text: str) -> Callable[[Path], object]:
+    return lambda model: (model / "model.safetensors.index.json").write_text(text)
 
 
 def _remote_code(model: Path, *, kind: str = "unheard_of") -> None:
@@ -112,8 +115,8 @@ def _tokenizer_code(model: Path) -> None:
     path.write_text(json.dumps(known))
 
 
-def _tokenizer_text(text: str) -> Callable[[Path], None]:
-    return lambda model: (model / "tokenizer.json").write_text(text) and None
+def _tokenizer_text(text: str) -> Callable[[Path], object]:
+    return lambda model: (model / "tokenizer.json").write_text(text)
 
 
 def _adapter(model: Path) -> None:
@@ -268,6 +271,137 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     **{f"config.json: {name}": _config_text(text) for name, text in CONFIG_TEXTS.items()},
 }  # fmt: skip
 
+
+def gguf_string(text: str | bytes, length: int | None = None) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(raw) if length is None else length) + raw
+
+
+def gguf(
+    *fields: bytes, tensors: bytes = b"", n_keys: int | None = None, n_tensors: int = 0, version: int = 3
+) -> bytes:
+    """A GGUF header of these fields."""
+    keys = len(fields) if n_keys is None else n_keys
+    return b"GGUF" + struct.pack("<IQQ", version, n_tensors, keys) + b"".join(fields) + tensors
+
+
+def _u32(key: str, value: int) -> bytes:
+    return gguf_string(key) + struct.pack("<II", 4, value)
+
+
+def _array(kind: int, count: int, body: bytes = b"") -> bytes:
+    return gguf_string("a") + struct.pack("<IIQ", 9, kind, count) + body
+
+
+def _tensor_entry(shape: tuple[int, ...], *, kind: int = 0, offset: int = 0, axes: int | None = None) -> bytes:
+    count = len(shape) if axes is None else axes
+    return gguf_string("t") + struct.pack(f"<I{len(shape)}QIQ", count, *shape, kind, offset)
+
+
+NAMED = gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("qwen2")
+BYTES: dict[str, bytes] = {
+    "no bytes": b"",
+    "4 bytes": b"GGUF",
+    "zeros": b"\0" * 4096,
+    "2**60 keys": gguf(n_keys=1 << 60),
+    "2**64 - 1 keys": gguf(n_keys=(1 << 64) - 1),
+    "2**60 tensors": gguf(n_tensors=1 << 60),
+    "version 2**31": gguf(NAMED, version=1 << 31),
+    "a key of 2**60 bytes": gguf(gguf_string("k", 1 << 60)),
+    "a key of 4 GiB": gguf(gguf_string("k", 1 << 32)),
+    "a text of 2**63 bytes": gguf(gguf_string("k") + struct.pack("<I", 8) + gguf_string("x", 1 << 63)),
+    "a key that is no UTF-8": gguf(gguf_string(b"\xff\xfe") + struct.pack("<II", 4, 1)),
+    "a value of an unknown type": gguf(gguf_string("k") + struct.pack("<I", 99)),
+    "an array of 2**60 numbers": gguf(_array(4, 1 << 60)),
+    "an array of 2**62 texts": gguf(_array(8, 1 << 62)),
+    "an array of 2**61 truths": gguf(_array(7, 1 << 61)),
+    "an array of an unknown type": gguf(_array(99, 5)),
+    "arrays nested 10,000 deep": gguf(_array(9, 1, struct.pack("<IQ", 9, 1) * 10_000)),
+    "arrays of 2**60 arrays": gguf(_array(9, 1 << 60, struct.pack("<IQ", 9, 1 << 60) * 10)),
+    "alignment 0": gguf(NAMED, _u32("general.alignment", 0)),
+    "alignment 2**32 - 1": gguf(NAMED, _u32("general.alignment", (1 << 32) - 1)),
+    "an architecture that is a number": gguf(_u32("general.architecture", 7)),
+    "no architecture": gguf(),
+    "an unknown architecture": gguf(gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("evil")),
+    "a tensor with 2**32 - 1 axes": gguf(NAMED, tensors=_tensor_entry((), axes=(1 << 32) - 1), n_tensors=1),
+    "a tensor of 2**62 numbers": gguf(NAMED, tensors=_tensor_entry((1 << 62,)), n_tensors=1),
+    "a tensor of 2**160 numbers": gguf(NAMED, tensors=_tensor_entry((1 << 40,) * 4), n_tensors=1),
+    "a tensor at byte 2**63": gguf(NAMED, tensors=_tensor_entry((1,), offset=1 << 63), n_tensors=1),
+    "a tensor of an unknown type": gguf(NAMED, tensors=_tensor_entry((1,), kind=4000), n_tensors=1),
+    "one tensor twice": gguf(NAMED, tensors=_tensor_entry((0,)) * 2, n_tensors=2),
+    "2**31 layers": gguf(NAMED, _u32("qwen2.block_count", 1 << 31)),
+}
+
+
+def _good_gguf() -> bytes:
+    """The bytes of a tiny GGUF model that loads."""
+    if "whole" not in _KEPT:
+        with tempfile.TemporaryDirectory() as folder:
+            model = tiny("qwen2", tie_word_embeddings=False, rms_norm_eps=1e-6)
+            _KEPT["whole"] = write_qwen2_gguf(model, Path(folder) / "x.gguf").read_bytes()
+    return _KEPT["whole"]
+
+
+_KEPT: dict[str, bytes] = {}
+
+
+def _cut(part: int) -> Callable[[], bytes]:
+    return lambda: _good_gguf()[: len(_good_gguf()) * part // 16]
+
+
+def _number(key: str, value: int) -> Callable[[], bytes]:
+    """The good file with one u32 of its fields changed."""
+
+    def change() -> bytes:
+        whole = _good_gguf()
+        at = whole.index(gguf_string(key)) + 8 + len(key) + 4
+        return whole[:at] + struct.pack("<I", value) + whole[at + 4 :]
+
+    return change
+
+
+NUMBERS = {
+    f"{key} = {said}": _number(f"qwen2.{key}", value)
+    for key in (
+        "block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
+    )
+    for said, value in {"0": 0, "2**31 - 1": 2**31 - 1, "2**32 - 1": 2**32 - 1, "7": 7}.items()
+}  # fmt: skip
+
+
+def _gguf(content: Callable[[], bytes]) -> Callable[[Path], Open]:
+    def prepare(folder: Path) -> Open:
+        (folder / "x.gguf").write_bytes(content())
+        return _load(folder / "x.gguf")
+
+    return prepare
+
+
+def _sparse_gguf(folder: Path) -> Open:
+    sparse(folder / "x.gguf", 1 << 42, gguf(n_keys=1 << 36))
+    return _load(folder / "x.gguf")
+
+
+def _vector(content: Callable[[], bytes]) -> Callable[[Path], Open]:
+    """The same bytes as a control vector."""
+
+    def prepare(folder: Path) -> Open:
+        from interp.steering.vectors import read_control_vector
+
+        (folder / "x.gguf").write_bytes(content())
+        return lambda: read_control_vector(folder / "x.gguf")
+
+    return prepare
+
+
+GGUFS: dict[str, Callable[[], bytes]] = {
+    **{name: partial(bytes, content) for name, content in BYTES.items()},
+    **{f"cut at {part}/16": _cut(part) for part in range(16)},
+    **NUMBERS,
+}
 ATTACKS = [
     Attack("model folder", name + how, prepare) for name, change in CHANGES.items() for how, prepare in _both(change)
 ]
+ATTACKS += [Attack("GGUF", name, _gguf(content)) for name, content in GGUFS.items()]
+ATTACKS += [Attack("GGUF", "a sparse file of 4 TiB, all keys", _sparse_gguf)]
+ATTACKS += [Attack("control vector", name, _vector(content)) for name, content in GGUFS.items()]

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import InputError
+from interp.gguf_header import read_header
 from interp.model import HookedModel
 from interp.sealing import partial_name, publish
 from interp.sites import Point, Site
@@ -81,10 +82,11 @@ def read_control_vector(path: str | Path, *, model: HookedModel | None = None) -
 
     path = Path(path)
     try:
+        read_header(path)  # which bounds everything that the reader takes as it comes
         reader = GGUFReader(path)
     except FileNotFoundError:
         raise InputError(f"{path} is not there; expected a GGUF control vector") from None
-    except (ValueError, IndexError, OSError) as error:
+    except (ValueError, IndexError, OSError, KeyError, OverflowError) as error:
         raise InputError(f"{path} is no whole GGUF file ({error})") from None
     if (found := _text(reader, "general.architecture")) != _ARCHITECTURE:
         raise InputError(f"{path} is a GGUF file of the architecture {found!r}, expected {_ARCHITECTURE!r}")

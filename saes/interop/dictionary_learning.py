@@ -97,9 +97,10 @@ def _threshold(raw: dict[str, Tensor], where: str) -> float:
 
 def _metadata(about: dict[str, Any], name: str) -> dict[str, Any]:
     """The site is the residual stream of `layer` unless the submodule's own name says something else."""
-    trainer, buffer = about["trainer"], about.get("buffer") or {}
+    trainer, buffer = about["trainer"], about.get("buffer")
+    buffer = buffer if isinstance(buffer, dict) else {}
     layer, module = trainer.get("layer"), trainer.get("submodule_name")
-    stream = isinstance(layer, int) and (not module or "resid_post" in module) and buffer.get("io", "out") == "out"
+    stream = isinstance(layer, int) and (not module or "resid_post" in str(module)) and buffer.get("io", "out") == "out"
     trained = {
         "AutoEncoderTopK": "topk",
         "BatchTopKSAE": "batchtopk",

@@ -4,7 +4,7 @@ A pickle is a program. It is opened only with `trust_pickle=True`, and then by `
 builds tensors and plain containers and refuses everything else. npz archives are read without pickled objects.
 """
 
-import pickle
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.sealing import read_json
+from interp.sealing import beyond_memory, read_json
 from interp.tensorfile import read_tensors
 from saes.config import Architecture, SAEConfig
 from saes.sae import SAE, all_finite, checked
+
+_MOST = 2**53
+_LEAST_BOMB, _DENSEST = 64 << 20, 100
+"""Arrays of an npz that are larger, and take less than a hundredth of their size there, are no weights."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ def setting(about: Mapping[str, Any], name: str, kind: type | tuple[type, ...], 
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if value is None or not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(k.__name__ for k in kinds)
-        raise InputError(f"{where}: {name} is {value!r}, expected a {expected}; the SAE cannot be rebuilt without")
+        raise InputError(f"{where}: {name} is {value!r:.80}, expected a {expected}; the SAE cannot be rebuilt without")
+    if isinstance(value, int | float) and not abs(value) < _MOST:  # NaN is not smaller either
+        raise InputError(f"{where}: {name} is {value!r:.80}, a number that no SAE has")
     return value
 
 
@@ -128,13 +134,42 @@ def _npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
     try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                _claimed(archive, member, path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # an npz is a zip of Python texts and of bytes: its readers raise errors of many kinds
         raise InputError(
-            f"{path} cannot be read as an npz archive of plain arrays ({error}); fetch it again. "
-            "Arrays of pickled objects are not opened"
+            f"{path} cannot be read as an npz archive of plain arrays ({type(error).__name__}: {error!s:.200}); fetch "
+            "it again. Arrays of pickled objects are not opened"
         ) from None
+
+
+def _claimed(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse an array that is not as large as its header says, or far larger than the bytes that hold it."""
+    import numpy as np
+
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename!r:.80} is an array of pickled objects")
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size != member.file_size:
+        raise InputError(
+            f"{path}: {member.filename!r:.80} claims the shape {shape} of {dtype}, {size:,} bytes, but holds "
+            f"{member.file_size:,}; fetch it again"
+        )
+    if size > _LEAST_BOMB and size > _DENSEST * member.compress_size:
+        raise InputError(
+            f"{path}: {member.filename!r:.80} unpacks from {member.compress_size:,} to {size:,} bytes, as no trained "
+            "weights do; it is not read"
+        )
+    beyond_memory(size, f"{member.filename!r:.80} in {path}")
 
 
 def _pickle(path: Path, *, trusted: bool) -> dict[str, Tensor]:
@@ -147,12 +182,20 @@ def _pickle(path: Path, *, trusted: bool) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:  # by name, torch would take a pickle called .safetensors for what it says it is
             value = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # bytes that are no pickle fail in the reader in many ways
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{path} is damaged, or a pickle of more than tensors, which is not opened at all ({first}); save the "
             "tensors alone (its `state_dict()`)"
         ) from None
-    if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+    if not isinstance(value, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    ):
         raise InputError(f"{path} holds a {type(value).__name__} that is not a plain table of tensors")
+    for name, tensor in value.items():
+        if tensor.layout is not torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise InputError(
+                f"{path}: {name!r:.80} of shape {tuple(tensor.shape)} is not stored as such, number by number; it is "
+                "not read"
+            )
     return value

@@ -54,7 +54,7 @@ def read_llama_scope(origin: Origin) -> SAE:
     about = origin.json(HYPERPARAMS)
     d, f = setting(about, "d_model", int, where), setting(about, "d_sae", int, where)
     weights = _weights(origin.tensors(FINAL), f"{origin.folder / FINAL}", d, f)
-    norms = about.get(_NORM) or {}
+    norms = {} if about.get(_NORM) is None else setting(about, _NORM, dict, where)
     scales = _scales(about, norms.get("in"), norms.get("out", norms.get("in")), d, where)
     if about.get("act_fn") == "topk" and about.get("jump_relu_threshold"):
         about = about | {"act_fn": "jumprelu"}  # trained as TopK, published with the threshold that replaces it
@@ -76,6 +76,8 @@ def read_llamascopium(origin: Origin) -> SAE:
     tensors = origin.tensors(WEIGHTS)
     d = setting(about, "d_model", int, where)
     f = int(d * setting(about, "expansion_factor", (int, float), where))
+    if long := [name for name, tensor in tensors.items() if name.startswith(_NORM) and tensor.numel() != 1]:
+        raise InputError(f"{origin.folder / WEIGHTS}: {long[0]} has the shape {tuple(tensors[long[0]].shape)}, not one")
     norms = {
         name.removeprefix(f"{_NORM}."): tensors.pop(name).item() for name in list(tensors) if name.startswith(_NORM)
     }

@@ -69,7 +69,7 @@ def _read_training(origin: Origin, cfg: dict[str, Any]) -> SAE:
     settings = {name: cfg[name] for name in sorted(_TRAINING & cfg.keys())}
     settings |= {"training_architecture": cfg.get("architecture")} | ({"k": cfg.get("k")} if batch else {})
     rest = {name: value for name, value in cfg.items() if name not in _TRAINING}
-    rest["metadata"] = cfg["metadata"] | settings
+    rest["metadata"] = (cfg.get("metadata") or {}) | settings
     weights, threshold = origin.tensors(WEIGHTS), 0.0
     if batch:
         if "topk_threshold" not in weights or weights["topk_threshold"].numel() != 1:
@@ -80,8 +80,8 @@ def _read_training(origin: Origin, cfg: dict[str, Any]) -> SAE:
     if cfg.get("rescale_acts_by_decoder_norm"):
         fitting(weights, _PLAIN, f"{origin.folder / WEIGHTS}", d=config.d_in, f=config.d_sae)
         weights = fold_decoder_norm(weights)
-    if batch:
-        weights["threshold"] = torch.full((config.d_sae,), threshold, dtype=weights["b_enc"].dtype)
+    if batch and "b_enc" in weights:  # as long as the tensor that is there: the config's number is not yet checked
+        weights["threshold"] = torch.full_like(weights["b_enc"], threshold)
     return SAE.of_weights(config, **checked(weights, config, f"{origin.folder / WEIGHTS}"))
 
 
