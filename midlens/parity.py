@@ -13,10 +13,11 @@ from midlens.console import Command, finish, say
 class Parity(Command):
     """Compare every site with an independent forward pass, Hugging Face's eager attention and transformer-lens.
 
-    Prints the largest deviation per site; ends with status 1 if one exceeds the tolerance.
+    Prints the largest deviation per site; ends with status 1 if one exceeds the tolerance. Whether a model is wired
+    rightly is asked in float32; in 16 bits, the default where the hardware has them, rounding alone can exceed it.
     """
 
-    example: ClassVar[str] = "midlens parity smollm2-135m --upto resid_post.3 --out parity.json"
+    example: ClassVar[str] = "midlens parity smollm2-135m --dtype float32 --upto resid_post.3 --out parity.json"
     figures: ClassVar[str] = "tolerance, compared, above, rows (the table)"
 
     model: Annotated[str, tyro.conf.Positional]
@@ -64,5 +65,7 @@ class Parity(Command):
             table.save(self.out)
         count, heard = len({line.split(" ")[0] for line in far}), sum(bool(row.deviations) for row in table.rows)
         say(f"{'FAILED' if far else 'passed'}: {count} of {heard} compared rows above {tolerance:.0e} relative")
+        if far and model.dtype != torch.float32:
+            say(f"computed in {str(model.dtype).removeprefix('torch.')}: --dtype float32 tells a fault from rounding")
         figures = {"tolerance": tolerance, "compared": heard, "above": count, "rows": table.to_json()["rows"]}
         return finish(*([] if self.out is None else [self.out]), figures=figures, status=1 if far else 0)

@@ -110,12 +110,15 @@ class Evaluate(EvaluateConfig, Planned):
 
 @dataclass(frozen=True, kw_only=True)
 class Fold(Command):
-    """Write a steering into weights: a Hugging Face folder, or a LoRA adapter with a bias."""
+    """Write a steering into weights: a Hugging Face folder, or a LoRA adapter with a bias.
 
-    example: ClassVar[str] = "midlens steer fold --steering runs/horses --out runs/folded"
+    For a steering that was fitted at outputs of modules (`midlens steer fit --sites mlp_out.8 --out runs/horses-mlp`):
+    the residual stream is a sum of what many write, so no single weight makes it."""
+
+    example: ClassVar[str] = "midlens steer fold --steering runs/horses-mlp --out runs/folded"
 
     steering: Path
-    """Folder of the steering; it must edit outputs of attention or MLP, on all tokens."""
+    """Folder of the steering; it must edit outputs of attention or MLP (attn_out, mlp_out), on all tokens."""
     model: str = "smollm2-135m"
     """The model it was fitted on."""
     out: Path
