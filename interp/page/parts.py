@@ -5,6 +5,7 @@ the asset files it needs in `assets`; the page includes each asset once. Every t
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from interp.errors import InputError
 from interp.page.escape import json_block, slug, text
 
+_LEADING_OUT = re.compile(r"<(?!/?(?:br|b|i|em|strong|sub|sup|extra) ?/?>)")
 _WIDTH, _GAP = 1272, 14  # of the content on a wide screen and between parts, in pixels: page.css
 
 
@@ -84,8 +86,10 @@ class Table(Part):
             bool(self.rows) and all(_is_number(row[column]) for row in self.rows) for column in range(len(self.columns))
         ]
         kinds = [' class="number"' if number else "" for number in numeric]
+        # A column without a name has no header: an empty one is read out as nothing.
         head = "".join(
-            f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(self.columns, kinds, strict=True)
+            f'<th scope="col"{kind}>{text(name)}</th>' if name else f"<td{kind}></td>"
+            for name, kind in zip(self.columns, kinds, strict=True)
         )
         body = "".join(
             f"<tr>{''.join(f'<td{kind}>{text(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
@@ -136,10 +140,22 @@ class Figure(Part):
         label = text(f"{self.title}. {self.caption}".strip())
         return (
             f'<figure class="card" id="{anchor}"><figcaption><h3>{text(self.title)}</h3>{caption}</figcaption>'
-            f'<div class="plot" role="img" aria-label="{label}" data-figure="{anchor}-data" '
+            f'<div class="plot" role="group" aria-label="{label}" data-figure="{anchor}-data" '
             f'style="min-height:{height}px"></div>'
-            f"{json_block(json.loads(self.figure.to_json()), id=f'{anchor}-data')}</figure>"
+            f"{json_block(_inert(json.loads(self.figure.to_json())), id=f'{anchor}-data')}</figure>"
         )
+
+
+def _inert(value: Any) -> Any:
+    """A figure's data with the tags that Plotly would make links and styles of written out; line breaks and bold stay.
+
+    Any text in a figure may be a name from elsewhere, and `<a href=...>` or `<span style="fill:url(...)">` lead out.
+    """
+    if isinstance(value, str):
+        return _LEADING_OUT.sub("&lt;", value)
+    if isinstance(value, dict):
+        return {key: _inert(item) for key, item in value.items()}
+    return [_inert(item) for item in value] if isinstance(value, list) else value
 
 
 class _Holder(Part):
