@@ -1,4 +1,4 @@
-"""Texts as markup, on every page there is, in a real browser: nothing runs, nothing is asked for, all is shown as it is.
+"""Texts as markup, on every page there is, in a real browser: nothing runs or is asked for, all is shown as it is.
 
 The pages' content security policy is switched off here, so that escaping alone has to hold.
 """
