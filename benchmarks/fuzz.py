@@ -204,7 +204,7 @@ def main() -> None:
     """Fuzz the targets one after the other and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds-per-target", type=float, default=60)
-    parser.add_argument("--targets", default="", help="names with commas between; all by default")
+    parser.add_argument("--targets", default="", help="names, or kinds of input, with commas between; all by default")
     parser.add_argument("--engine", choices=("atheris", "mutations"), default="atheris")
     parser.add_argument("--findings", type=Path, default=ROOT / "runs" / "fuzz")
     parser.add_argument("--seed", type=int, default=1)
@@ -217,8 +217,11 @@ def main() -> None:
     imported(options.engine)
     from fuzzing.targets import TARGETS
 
-    names = options.targets.split(",") if options.targets else list(TARGETS)
-    if unknown := sorted(set(names) - TARGETS.keys()):
+    from interp.sealing import in_turn
+
+    asked = options.targets.split(",") if options.targets else list(TARGETS)
+    names = [name for one in asked for name in TARGETS if one in (name, TARGETS[name].kind)]
+    if unknown := sorted(set(asked) - TARGETS.keys() - {target.kind for target in TARGETS.values()}):
         sys.exit(f"no such targets: {', '.join(unknown)}; known: {', '.join(TARGETS)}")
     for name in names:
         facts = forked(name, options.seconds_per_target, options) | {"seconds": options.seconds_per_target}
@@ -227,12 +230,16 @@ def main() -> None:
               f"slowest {facts.get('slowest_ms', 0):.0f} ms  {edges} edges", flush=True)  # fmt: skip
         for place, kept in facts["findings"].items():
             print(f"    {place}: {kept[:400]}", flush=True)
-        record = {"engine": options.engine, "python": sys.version.split()[0], "targets": {}}
-        if options.out.exists():
-            record["targets"] = json.loads(options.out.read_text())["targets"]
-        record["targets"][name] = facts
-        record["targets"] = {one: record["targets"][one] for one in TARGETS if one in record["targets"]}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        with in_turn(options.out.parent):  # several may run beside each other, each over some of the targets
+            _record(options, name, facts, list(TARGETS))
+
+
+def _record(options: argparse.Namespace, name: str, facts: dict[str, Any], order: list[str]) -> None:
+    held = json.loads(options.out.read_text())["targets"] if options.out.exists() else {}
+    held[name] = facts
+    targets = {one: held[one] for one in order if one in held}
+    record = {"engine": options.engine, "python": sys.version.split()[0], "targets": targets}
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def adds_bos(tokenizer: Any) -> bool:
 
 def _encode(tokenizer: Any, item: Any, generation_prompt: bool) -> tuple[list[int], list[bool]]:
     if isinstance(item, str):
+        _refuse_surrogates(item)
         ids = tokenizer(item, add_special_tokens=False, verbose=False).input_ids
         return ids, [False] * len(ids)
     if not _is_chat(item):
@@ -137,7 +138,15 @@ def _is_chat(item: Any) -> bool:
 def _content(message: Message, i: int) -> str:
     if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
         raise InputError(f"message {i} is {dict(message)!r}; expected a 'role' and a 'content', both text")
+    _refuse_surrogates(message["role"], message["content"])
     return message["content"]
+
+
+def _refuse_surrogates(*texts: str) -> None:
+    """Half of a surrogate pair is no character, and no tokenizer takes it."""
+    for text in texts:
+        if bad := re.search("[\ud800-\udfff]", text):
+            raise InputError(f"the text {text!r:.80} has {bad[0]!r} at place {bad.start()}, which is no character")
 
 
 def _apply(tokenizer: Any, messages: Chat, contents: list[str], generation_prompt: bool) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interp.errors import InputError
+from interp.sealing import NOT_JSON
 
 OnInvalid = Literal["raise", "replace", "skip"]
 HELD_OUT_FRACTION = 0.15
@@ -174,10 +175,8 @@ def _jsonl(path: Path, text_field: str, on_invalid: OnInvalid) -> Iterator[Docum
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where} is not JSON ({error.msg} at column {error.colno}); expected one object a line"
-            ) from error
+        except NOT_JSON as error:
+            raise InputError(f"{where} is not JSON ({error}); expected one object a line") from error
         yield _row(row, f"{path.name}:{number}", text_field, where)
 
 

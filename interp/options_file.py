@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from interp.errors import InputError
+from interp.sealing import NOT_JSON
 
 _NONE = "None"
 
@@ -25,10 +26,10 @@ _NONE = "None"
 def read_options(path: Path, kind: type, *, without: Collection[str] = ()) -> dict[str, Any]:
     """The options in a file, converted to the kinds that `kind` declares; not those in `without`."""
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror or error}; expected a TOML file of options") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:  # tomllib fails in the same ways as json
         raise InputError(f"--config {path} is no TOML: {error}") from error
     return _table(content, kind, f"--config {path}: ", "", without)
 

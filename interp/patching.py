@@ -78,7 +78,7 @@ class PatchTable:
         }
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "PatchTable":
+    def from_json(cls, fields: Any) -> "PatchTable":
         """What `to_json` gave; refuses anything else."""
         plain = built(_Plain, fields, "a table of patches", null_is_nan=True)
         clean, corrupt = np.array(plain.clean), np.array(plain.corrupt)

@@ -141,7 +141,13 @@ class Moments:
         tensors, facts = read_tensors(Path(path), "file of moments")
         if not isinstance(facts, dict) or facts.get("moments") != 1:
             raise InputError(f"{path} holds no moments that this version knows")
-        found = cls(len(tensors["mean"]), len(tensors["z_mean"]))
+        counts = [facts.get(name) for name in ("n", "n_groups")]
+        d, e = (len(tensors[name]) if name in tensors and tensors[name].ndim else 0 for name in ("mean", "z_mean"))
+        shapes = {"mean": (d,), "z_mean": (e,), "xx": (d, d), "xz": (d, e)}
+        sound = {name: tuple(x.shape) for name, x in tensors.items() if x.dtype == torch.float64} == shapes
+        if not sound or not all(type(one) is int and one >= 0 for one in counts):
+            raise InputError(f"{path} is damaged: its tensors or its counts are not those of moments; make it again")
+        found = cls(d, e)
         found.n, found.n_groups = facts["n"], facts["n_groups"]
         found.mean, found.z_mean, found._xx, found._xz = (tensors[k] for k in ("mean", "z_mean", "xx", "xz"))
         return found

@@ -31,6 +31,7 @@ from interp.sealing import differences, read_json
 from interp.shards import KEYS, Layout, Shard, damage, read_dtype
 from interp.shuffle import HORIZON_BYTES, Order, prefetched
 from interp.sites import Site
+from interp.typed import built
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,7 @@ class StoreSpec:
         """Read what `asdict` wrote; unknown fields are refused."""
         if unknown := sorted(value.keys() - {f.name for f in fields(cls)}):
             raise InputError(f"the store's description has unknown fields {unknown}; it was made by another version")
-        if odd := [name for name, v in value.items() if not _described(v)]:
-            raise InputError(f"the store's description has {odd[0]} = {value[odd[0]]!r:.80}, expected a text or number")
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-        return cls(**plain)
-
-
-def _described(value: Any) -> bool:
-    """Whether it is a value of a `StoreSpec`."""
-    plain = value if isinstance(value, list | tuple) else [value]
-    return all(one is None or isinstance(one, str | int) for one in plain)
+        return built(cls, value, "the store's description", defaults=True)
 
 
 class Damaged(InputError):

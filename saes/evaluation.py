@@ -130,8 +130,20 @@ class Evaluation:
                 f"{sorted(keys - names)}); evaluate the SAE again"
             )
         kept = {name: value for name, value in found.items() if name not in _DERIVED}
-        kept["densities"] = torch.tensor(kept["densities"], dtype=torch.float64)
+        for name, kind in ((one.name, one.type) for one in fields(cls) if one.name in _measured()):
+            value = kept[name]
+            if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+                raise InputError(f"{path} is damaged: {name} is {value!r:.40}; evaluate the SAE again")
+            kept[name] = value if kind is int else float(value)
+        densities = kept["densities"]
+        if not isinstance(kept["parts"], dict) or not isinstance(densities, list) or not all(map(_is_share, densities)):
+            raise InputError(f"{path} is damaged: densities are shares between 0 and 1; evaluate the SAE again")
+        kept["densities"] = torch.tensor(densities, dtype=torch.float64)
         return cls(**kept)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def as_lines(values: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ class TwinConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "TwinConfig":
+    def from_json(cls, values: Any) -> "TwinConfig":
         """From a file; refuses what is no shape of a twin."""
         return built(cls, values, "the shape of a twin", defaults=True)
 

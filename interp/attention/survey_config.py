@@ -75,6 +75,6 @@ class SurveyConfig:
 def parse_head(name: str) -> tuple[int, int]:
     """`5.1` is head 1 of layer 5."""
     layer, dot, head = name.partition(".")
-    if not (dot and layer.isdecimal() and head.isdecimal()):
+    if not (dot and all(part.isdecimal() and len(part) < 10 for part in (layer, head))):
         raise InputError(f"{name!r} is no head; expected LAYER.HEAD, such as 5.1")
     return int(layer), int(head)

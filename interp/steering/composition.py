@@ -19,6 +19,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.running import Where
 from interp.steering.edits import AffineEdit, AnyEdit, edit_from, kind_of
+from interp.typed import fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +118,10 @@ def edit_of_facts(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> St
         known = {f"{i}.{name}" for i, part in enumerate(parts) for name in part.tensors()}
         if extra := sorted(set(tensors) - known):
             raise InputError(f"a saved sequence has tensors that belong to none of its parts: {', '.join(extra)}")
+        if not fits(facts["beta"], float):
+            raise InputError(f"a saved sequence has the strength beta={facts['beta']!r:.40}, expected a number")
         return SequenceEdit(tuple(parts), float(facts["beta"]))  # pyright: ignore[reportArgumentType]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise InputError(f"a saved edit lacks or has too much of something: {error}") from None
 
 

@@ -187,7 +187,7 @@ class SteeringEvaluation:
         return path
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "SteeringEvaluation":
+    def from_json(cls, value: Any) -> "SteeringEvaluation":
         """What `to_json` wrote; refuses anything else."""
         if not isinstance(value, Mapping) or value.get("format") != FORMAT or value.get("version") != VERSION:
             found = (

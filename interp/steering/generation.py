@@ -64,7 +64,7 @@ class Generated:
         return {name: list(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Generated":
+    def from_json(cls, value: Any) -> "Generated":
         """What `to_json` wrote; refuses anything else."""
         found = built(cls, value, "a record of generated texts")
         if len({len(column) for column in vars(found).values()}) > 1:

@@ -29,6 +29,7 @@ from interp.sealing import read_json, write_json
 from interp.steering.fold import LowRank, apply_changes, weight_changes
 from interp.steering.steering import Steering, refuse_other_model
 from interp.tensorfile import read_tensors, write_tensors
+from interp.typed import fits
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -87,23 +88,33 @@ def load_lora(folder: str | Path) -> Adapter:
     for path, parts in by_path.items():
         if missing := {"A", "B"} - set(parts):
             raise InputError(f"{folder / TENSORS} lacks lora_{missing.pop()} of {path}")
-        bias = parts.get("bias", parts["B"].new_zeros(len(parts["B"])))
-        changes[path] = LowRank(parts["A"], scale * parts["B"], scale * bias)
-    return Adapter(changes, (facts or {}).get("provenance", {}))
+        bias = parts.get("bias", parts["B"].new_zeros(parts["B"].shape[:1]))
+        a, b = parts["A"], parts["B"]
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or bias.shape != b.shape[:1]:
+            raise InputError(
+                f"{folder / TENSORS}: the factors of {path} have the shapes {tuple(a.shape)} and {tuple(b.shape)}, "
+                "which make no product"
+            )
+        changes[path] = LowRank(a, scale * b, scale * bias)
+    provenance = facts.get("provenance", {}) if isinstance(facts, dict) else {}
+    if not isinstance(provenance, dict):
+        raise InputError(f"{folder / TENSORS}: the provenance is {provenance!r:.80}, expected an object")
+    return Adapter(changes, provenance)
 
 
 def _scale(config: Any, path: Path) -> float:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise InputError(f"{path} is no LoRA adapter (peft_type {config.get('peft_type') if config else None!r})")
+        found = config.get("peft_type") if isinstance(config, dict) else None
+        raise InputError(f"{path} is no LoRA adapter (peft_type {found!r:.40})")
     other = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "use_qalora")
     if used := [name for name in other if config.get(name)]:
         raise InputError(f"{path} uses {', '.join(used)}, which is not read here: expected plain LoRA")
     if config.get("bias", "none") != "none":
         raise InputError(f"{path}: bias={config['bias']!r} retrains the model's own biases; expected 'none'")
-    try:
-        return float(config["lora_alpha"]) / float(config["r"])
-    except (KeyError, TypeError, ZeroDivisionError):
-        raise InputError(f"{path} gives no usable r and lora_alpha") from None
+    alpha, rank = config.get("lora_alpha"), config.get("r")
+    if not fits(alpha, float) or not fits(rank, int) or rank < 1:
+        raise InputError(f"{path} gives no usable r and lora_alpha")
+    return float(alpha) / rank
 
 
 @contextmanager

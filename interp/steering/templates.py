@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
+from interp.sealing import NOT_JSON
 
 SIDES = ("source", "target", "open", "unrelated")
 SPLITS = ("train", "held_out")
@@ -34,7 +35,7 @@ def expand(path: str | Path) -> list[dict[str, Any]]:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read templates from {path}: {error.strerror or error}") from error
-    except json.JSONDecodeError as error:
+    except NOT_JSON as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(spec, dict) or not isinstance(spec.get("templates"), list):
         raise InputError(f'{path}: expected an object with "templates", a list')
@@ -57,9 +58,16 @@ def _filled(template: Any, path: Path) -> Iterator[dict[str, Any]]:
             f'{path}: expected a template with "id", "split" ({" or ".join(SPLITS)}) and a sentence for one or more of '
             f"{', '.join(SIDES)}, got {template!r}"
         )
-    slots = template.get("slots", {})
+    sides, slots = [side for side in SIDES if side in template], template.get("slots", {})
+    if not isinstance(name, str) or not all(
+        isinstance(template[side], str) and template[side].strip() for side in sides
+    ):
+        raise InputError(f"{path}: the id and the sentences of a template are texts, not empty; got {template!r:.200}")
+    if not isinstance(slots, dict) or not all(_is_filling(one) for one in slots.values()):
+        raise InputError(
+            f"{path}, template {name!r}: a slot has a list of texts, or of pairs of texts; got {slots!r:.200}"
+        )
     counts = {len(fillers) for fillers in slots.values()} or {1}
-    sides = [side for side in SIDES if side in template]
     used = {slot for side in sides for slot in _SLOT.findall(template[side])}
     if len(counts) != 1 or used != set(slots):
         raise InputError(
@@ -73,6 +81,12 @@ def _filled(template: Any, path: Path) -> Iterator[dict[str, Any]]:
             if len(sides) > 1:
                 row["pair"] = f"{name}-{i}"
             yield {**row, "template": name, "split": template["split"]}
+
+
+def _is_filling(fillers: Any) -> bool:
+    """Texts, or pairs of them, for the source's sentence and for the target's; none of them empty."""
+    texts = [one if isinstance(one, list) else [one, one] for one in fillers] if isinstance(fillers, list) else [[]]
+    return all(len(pair) == 2 and all(isinstance(text, str) and text for text in pair) for pair in texts)
 
 
 def _fill(sentence: str, slots: Mapping[str, list[Any]], i: int, side: str) -> str:

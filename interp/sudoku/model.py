@@ -15,6 +15,7 @@ A saved model is a folder: `model.safetensors`, with this config in its header, 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from interp.sudoku.board import Rules
 from interp.sudoku.naming import tokenizer_of
 from interp.sudoku.tokens import Vocabulary
 from interp.tensorfile import read_tensors, write_tensors
+from interp.typed import built
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -75,15 +77,16 @@ class SudokuModelConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "SudokuModelConfig":
+    def from_json(cls, fields: Any) -> "SudokuModelConfig":
         """What `to_json` gave; refuses fields it does not know."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
+        if not isinstance(fields, dict) or set(fields) != known:
+            found = sorted(fields) if isinstance(fields, dict) else fields
             raise InputError(
-                f"a Sudoku model's config has the fields {sorted(fields)}; expected {sorted(known)}: was it written by "
+                f"a Sudoku model's config has the fields {found!s:.200}; expected {sorted(known)}: was it written by "
                 f"another version?"
             )
-        return cls(**fields)
+        return built(cls, fields, "a Sudoku model's config")
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,28 @@ def load_model(
             f"{folder / WEIGHTS} holds weights, but not those of a Sudoku model (no such config in its header)"
         )
     config = SudokuModelConfig.from_json(facts["sudoku"])
+    _refuse_other_shapes(config, tensors, folder / WEIGHTS)
     model = build_model(config, seed=0)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS} does not hold the weights of its config: {error!s:.200}") from error
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.nn.Module.to(model, device=device, dtype=dtype)  # transformers' own `to` hides its type
     return SudokuModel.of(model, config)
+
+
+def _refuse_other_shapes(config: SudokuModelConfig, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Before memory is taken for what a config says: its numbers must be those of the tensors beside it."""
+    wanted = {
+        "transformer.wte.weight": (config.vocabulary.size, config.d_model),
+        "transformer.wpe.weight": (config.n_ctx, config.d_model),
+        "transformer.h.0.mlp.c_fc.weight": (config.d_model, config.d_mlp),
+    }
+    layers = {name.split(".")[2] for name in tensors if name.startswith("transformer.h.")}
+    wrong = [name for name, shape in wanted.items() if name not in tensors or tuple(tensors[name].shape) != shape]
+    if wrong or len(layers) != config.n_layers:
+        raise InputError(
+            f"{path} does not hold the weights of its config: {', '.join(wrong) or f'{len(layers)} layers'}"
+        )

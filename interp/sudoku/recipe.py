@@ -11,6 +11,7 @@ from interp.sudoku.model import SudokuModelConfig
 from interp.sudoku.objectives import Objective
 from interp.sudoku.replay import Singles
 from interp.sudoku.traces import Order
+from interp.typed import built
 
 Compute = Literal["float32", "bfloat16"]
 _CHOICES: dict[str, Any] = {
@@ -88,13 +89,13 @@ class SudokuTraining:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "SudokuTraining":
+    def from_json(cls, fields: Any) -> "SudokuTraining":
         """What `to_json` gave; refuses fields it does not know."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
+        if not isinstance(fields, dict) or set(fields) != known:
+            found = sorted(fields) if isinstance(fields, dict) else fields
             raise InputError(
-                f"settings of a Sudoku run have the fields {sorted(fields)}; expected {sorted(known)}: were they "
+                f"settings of a Sudoku run have the fields {found!s:.300}; expected {sorted(known)}: were they "
                 f"written by another version?"
             )
-        model = SudokuModelConfig.from_json(fields["model"])
-        return cls(**{**fields, "model": model, "betas": tuple(fields["betas"])})
+        return built(cls, fields, "settings of a Sudoku run")

@@ -24,7 +24,7 @@ class Record:
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls: type[R], fields: Mapping[str, Any]) -> R:
+    def from_json(cls: type[R], fields: Any) -> R:
         """What `to_json` gave; refuses other fields, and values of other kinds."""
         assert dataclasses.is_dataclass(cls)
         known = {field.name for field in dataclasses.fields(cls)}
@@ -34,7 +34,14 @@ class Record:
                 f"a {cls.__name__} has the fields {sorted(known)}, got {got!s:.300}: was it written by another version?"
             )
         hints = _hints(cls)
-        return cls(**{name: _read(value, hints[name], f"{cls.__name__}.{name}") for name, value in fields.items()})
+        read = {name: _read(value, hints[name], f"{cls.__name__}.{name}") for name, value in fields.items()}
+        sizes: dict[str, int] = {}
+        for name, array in read.items():
+            letters = str(getattr(hints[name], "dim_str", "")).split()
+            for letter, size in zip(letters, getattr(array, "shape", ()), strict=False):
+                if letter.isidentifier() and sizes.setdefault(letter, size) != size:
+                    raise InputError(f"{cls.__name__}.{name} has {size} entries where others have {sizes[letter]}")
+        return cls(**read)
 
 
 @lru_cache

@@ -49,6 +49,7 @@ class Trace:
     reasons: Int8[np.ndarray, " t"]
 
 
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64)
 ARRAYS = ("tokens", "lengths", "n_clues", "reasons", "puzzles", "solutions")
 
 
@@ -89,9 +90,33 @@ class TraceSet:
     def load(path: str | Path) -> "TraceSet":
         """Read what `save` wrote."""
         tensors, facts = read_tensors(Path(path), "set of Sudoku traces")
-        if not isinstance(facts, dict) or facts.get("kind") != "sudoku traces" or set(tensors) != set(ARRAYS):
+        whole = {name for name, tensor in tensors.items() if tensor.dtype in _WHOLE}
+        if (
+            not isinstance(facts, dict)
+            or facts.get("kind") != "sudoku traces"
+            or not set(tensors) == whole == set(ARRAYS)
+        ):
             raise InputError(f"{path} is no set of Sudoku traces: it holds {', '.join(sorted(tensors))}; see TraceSet")
-        return TraceSet(Rules.of(facts["n"]), *(tensors[name].numpy() for name in ARRAYS))
+        if type(n := facts.get("n")) is not int:
+            raise InputError(f"{path} is damaged: its boards have the side {n!r:.40}")
+        found = TraceSet(Rules.of(n), *(tensors[name].numpy() for name in ARRAYS))
+        return found._checked(str(path))
+
+    def _checked(self, path: str) -> "TraceSet":
+        """The same, if the arrays can be those of traces: nothing that reads them looks beyond an end then."""
+        b, t = self.tokens.shape if self.tokens.ndim == 2 else (0, 0)
+        shapes = [(b, t), (b,), (b,), (b, t), (b, self.rules.n_cells), (b, self.rules.n_cells)]
+        if [getattr(self, name).shape for name in ARRAYS] != shapes:
+            raise InputError(
+                f"{path} is damaged: its arrays are not those of {b} traces on boards of side {self.rules.n}"
+            )
+        ends = {"tokens": Vocabulary(self.rules).size - 1, "reasons": max(Reason), "lengths": t, "n_clues": t}
+        for name, array in ((name, getattr(self, name)) for name in ARRAYS):
+            if array.size and not (0 <= array.min() and array.max() <= ends.get(name, self.rules.n)):
+                raise InputError(f"{path} is damaged: {name} from {array.min()} to {array.max()}")
+        if (self.n_clues >= self.lengths).any():
+            raise InputError(f"{path} is damaged: a trace is shorter than its clues")
+        return self
 
     @staticmethod
     def joined(parts: Sequence["TraceSet"]) -> "TraceSet":

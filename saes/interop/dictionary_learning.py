@@ -47,8 +47,8 @@ def read(origin: Origin) -> SAE:
     where, about = f"{origin.folder / CONFIG}", origin.json(CONFIG)
     trainer = setting(about, "trainer", dict, where)
     name = trainer.get("dict_class")
-    if name not in _CLASSES:
-        raise InputError(f"{where}: dict_class is {name!r}, only {', '.join(_CLASSES)} can be loaded")
+    if name not in list(_CLASSES):
+        raise InputError(f"{where}: dict_class is {name!r:.80}, only {', '.join(_CLASSES)} can be loaded")
     file = SAFE if origin.has(SAFE) else PICKLE
     d, f = setting(trainer, "activation_dim", int, where), setting(trainer, "dict_size", int, where)
     raw = fitting(origin.tensors(file), _CLASSES[name], f"{origin.folder / file}", d=d, f=f)

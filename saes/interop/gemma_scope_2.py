@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from interp.errors import InputError
-from saes.interop.files import Origin, fitting
+from saes.interop.files import Origin, fitting, setting
 from saes.sae import SAE
 
 CONFIG, FILE = "config.json", "params.safetensors"
@@ -32,9 +32,10 @@ def read(origin: Origin) -> SAE:
         raise InputError(f"{where}: type is {kind!r}; only 'sae' and 'transcoder', of one layer, can be loaded")
     if architecture != "jump_relu":
         raise InputError(f"{where}: architecture is {architecture!r}, expected 'jump_relu'")
+    width = None if about.get("width") is None else setting(about, "width", int, where)
     affine = bool(about.get("affine_connection"))
     shapes = _SHAPES | ({"affine_skip_connection": "d out"} if affine else {})
-    raw = fitting(origin.tensors(FILE), shapes, f"{origin.folder / FILE}", f=about.get("width"))
+    raw = fitting(origin.tensors(FILE), shapes, f"{origin.folder / FILE}", f=width)
     weights = {"W_enc": raw["w_enc"], "W_dec": raw["w_dec"]} | {n: raw[n] for n in ("b_enc", "b_dec", "threshold")}
     if affine:
         weights["W_skip"] = raw["affine_skip_connection"].T
@@ -51,8 +52,9 @@ def _metadata(about: dict[str, Any], *, transcoder: bool) -> dict[str, Any]:
     return known | ({"hf_hook_name_out": writes, "hook_name_out": _site(writes)} if transcoder else {})
 
 
-def _site(module: str | None) -> str | None:
+def _site(module: Any) -> str | None:
     """TransformerLens's name; none for an MLP's input: the norm's output times its weight has no name there."""
-    match = re.fullmatch(r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)", module or "")
+    known = r"model\.(?:language_model\.)?layers\.(\d+)\.(.+)"
+    match = re.fullmatch(known, module) if isinstance(module, str) else None
     point = _SITES.get(match[2]) if match else None
     return f"blocks.{match[1]}.{point}" if match and point else None

@@ -133,9 +133,9 @@ def _build(
     """Fold everything; `threshold` is T of the module's docstring."""
     if about.get("use_glu_encoder"):
         raise InputError(f"{where}: use_glu_encoder is set; an encoder with a second, multiplied half is not supported")
-    if (act := about.get("act_fn")) not in _ACTIVATIONS:
+    if (act := about.get("act_fn")) not in list(_ACTIVATIONS):
         raise InputError(
-            f"{where}: act_fn is {act!r}, only {', '.join(_ACTIVATIONS)} can be loaded (a batchtopk SAE needs a "
+            f"{where}: act_fn is {act!r:.80}, only {', '.join(_ACTIVATIONS)} can be loaded (a batchtopk SAE needs a "
             "threshold for single tokens: convert it to jumprelu first)"
         )
     architecture = _ACTIVATIONS[act]

@@ -127,7 +127,7 @@ class Catalogue:
         return {"facts": self.facts, "candidates": [dataclasses.asdict(c) for c in self.candidates]}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Catalogue":
+    def from_json(cls, value: Any) -> "Catalogue":
         """What `to_json` gave; refuses anything else."""
         return built(cls, value, "a catalogue")
 

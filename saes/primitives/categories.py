@@ -23,6 +23,7 @@ from typing import Any
 
 from interp.errors import InputError
 from interp.resources import data_path
+from interp.sealing import NOT_JSON
 
 CATEGORY_SETS = ("cowen-keltner-2017", "press-release")
 
@@ -94,7 +95,7 @@ def _checked(name: str, names: tuple[str, ...], path: Path, lists: dict[str, Any
 def _object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise InputError(f"cannot read categories or words from {path}: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object of categories, got {value!r:.80}")

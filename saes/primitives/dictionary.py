@@ -23,6 +23,7 @@ from interp.model import HookedModel
 from interp.sealing import read_json
 from interp.sites import Site
 from interp.tensorfile import read_tensors, write_tensors
+from interp.typed import fits
 from saes.belongs import check_belongs, places_of
 from saes.cfg_json import from_cfg
 from saes.config import SAEConfig
@@ -122,6 +123,12 @@ class SiteFacts:
     def load(cls, path: Path) -> "SiteFacts":
         """What `save` wrote."""
         tensors, facts = read_tensors(path, "file of facts about a site")
+        kinds = {"mean_norm": float, "l0": float, "n_tokens": int}
+        known = isinstance(facts, dict) and facts.keys() == kinds.keys() and tensors.keys() == {"density"}
+        if not known or not all(fits(facts[name], kind) and facts[name] >= 0 for name, kind in kinds.items()):
+            raise InputError(f"{path} is damaged: it does not hold the facts of a site; remove it")
+        if tensors["density"].ndim != 1 or not tensors["density"].is_floating_point():
+            raise InputError(f"{path} is damaged: its density is no number for each feature; remove it")
         return cls(facts["mean_norm"], facts["l0"], facts["n_tokens"], tensors["density"])
 
 

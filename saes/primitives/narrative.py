@@ -21,7 +21,7 @@ from pathlib import Path
 from interp.corpus import Corpus, Document, read_corpus
 from interp.errors import InputError
 from interp.model import HookedModel
-from interp.sealing import differences, read_json, write_json, write_sealed
+from interp.sealing import NOT_JSON, differences, read_json, write_json, write_sealed
 from interp.steering.generation import Writing, generate_texts
 from interp.steering.prompts import Prompt
 from saes.primitives.categories import Categories
@@ -104,9 +104,10 @@ def read_stories(path: Path) -> list[Document]:
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except NOT_JSON:
             break
-        if not line.endswith(b"\n") or row.get("id") != f"story-{len(found)}":
+        whole = line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("text"), str)
+        if not whole or row.get("id") != f"story-{len(found)}":
             break
         found.append(Document(row["id"], row["text"]))
     return found

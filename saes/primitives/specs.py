@@ -141,7 +141,7 @@ class SteeringSpec:
         return dataclasses.asdict(self) | {"terms": terms}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "SteeringSpec":
+    def from_json(cls, value: Any) -> "SteeringSpec":
         """What `to_json` gave; refuses anything else, and raw coefficients that contradict the strengths."""
         what, rows = "a steering specification", value.get("terms") if isinstance(value, Mapping) else None
         if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):

@@ -19,7 +19,7 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 _SCRAPS = (
     "\x00", "\ud800", "٣", "²", "\u2028", "\r", "\n", "\t", " ", "-", "+", "/", "//", ":", "://", ".", "..", "[", "]",
-    "{", "}", '"', "'", ",", "=", "#", "%", "\\", "_", "e", "0", "9" * 40, "9" * 5000, "None", "NaN", "é", "\ufeff", "(",
+    "{", "}", '"', "'", ",", "=", "#", "%", "\\", "_", "e", "0", "9" * 40, "9" * 5000, "None", "NaN", "é", "\ufeff",
 )  # fmt: skip
 _WORDS = [
     struct.pack(form, value)
@@ -140,8 +140,8 @@ def _safetensors(data: bytes, random: Random) -> bytes:
         facts = value.get("__metadata__", {}).get("midlens")
     except (ValueError, RecursionError, AttributeError):
         return _bytes(data, random)
-    if facts and random.random() < 0.5:
-        inner = changed(json.loads(facts), random)
+    if isinstance(facts, str) and random.random() < 0.5:
+        inner = _told(facts, random)
         if isinstance(inner, dict):
             inner.pop("sha256", None)  # else the digest alone refuses it, and nothing behind is reached
         value["__metadata__"]["midlens"] = json.dumps(inner)
@@ -151,6 +151,13 @@ def _safetensors(data: bytes, random: Random) -> bytes:
     head += b" " * (-len(head) % 8)
     size = len(head) if random.random() < 0.95 else random.choice((0, 1, len(head) + 8, 2**31, 2**40, 2**63))
     return size.to_bytes(8, "little") + head + body
+
+
+def _told(facts: str, random: Random) -> Any:
+    try:
+        return changed(json.loads(facts), random)
+    except (ValueError, RecursionError):
+        return random.choice(ODD)
 
 
 def _bytes(data: bytes, random: Random) -> bytes:

@@ -86,7 +86,7 @@ def _(folder: Path) -> Prepared:
     def parse(_: bytes) -> None:
         plan = Plan.load(path)
         assert plan.rows >= 0 and plan.n_tokens >= 0 and plan.layout.row_bytes > 0
-        assert [plan.batches_of(shard) for shard in range(len(plan.shard_rows))] is not None
+        assert all(plan.batches_of(shard) for shard in range(len(plan.shard_rows)))
         if len(plan.buckets):
             plan.halved(0)
 

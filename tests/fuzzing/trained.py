@@ -57,16 +57,23 @@ def _(folder: Path) -> Prepared:
 @target("checkpoint", "safetensors")
 def _(folder: Path) -> Prepared:
     from interp import loop
+    from interp.sudoku.model import SudokuModelConfig
+    from interp.sudoku.recipe import SudokuTraining
+    from interp.sudoku.train import Trainer
 
-    class Kept:
+    class Kept(Trainer):
+        """Takes any state: what is looked at here is how a checkpoint is read, not what is in it."""
+
         def restore(self, tensors: dict[str, torch.Tensor]) -> None:
             assert isinstance(tensors, dict)
 
+    shape = SudokuModelConfig(n=4, n_layers=1, n_heads=1, d_model=4, d_mlp=4, n_ctx=40)
+    trainee = Kept(SudokuTraining(model=shape), torch.device("cpu"))
     loop.save_checkpoint(folder, 7, {"w": torch.ones(3)})
     path = loop.checkpoints(folder)[0]
 
     def parse(_: bytes) -> None:
-        step = loop._resume(Kept(), folder)  # type: ignore[arg-type]
+        step = loop._resume(trainee, folder)
         assert isinstance(step, int) and step >= 0
 
     return Prepared(parse, [path.read_bytes()], path)
@@ -155,15 +162,8 @@ def _(folder: Path) -> Prepared:
         found = settings_of(folder)
         assert SudokuTraining.from_json(found.to_json()) == found
 
-    return Prepared(
-        parse,
-        [
-            written(
-                SudokuTraining(SudokuModelConfig(n=4, n_layers=1, n_heads=1, d_model=4, d_mlp=4, n_ctx=40)).to_json()
-            )
-        ],
-        path,
-    )
+    shape = SudokuModelConfig(n=4, n_layers=1, n_heads=1, d_model=4, d_mlp=4, n_ctx=40)
+    return Prepared(parse, [written(SudokuTraining(model=shape).to_json())], path)
 
 
 def _of_lora(name: str, file: str, kind: Kind) -> None:
