@@ -1,6 +1,7 @@
 """Faults by the hundred: kills, full and failing disks, damaged files, jumping clocks, second writers, no memory.
 
     python benchmarks/faults.py                       # all, as in results/faults.json
+    python benchmarks/faults.py --add --seed 1 --rounds 60 --kinds kills --jobs extract train      # more of them
     python benchmarks/faults.py --rounds 4 --jobs train --kinds kills full --out /tmp/faults.json
 
 Each fault is put into a real job on a tiny model (`faults_jobs.py`), at a point drawn from the seed, in a process of
@@ -85,6 +86,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"| **all** | | **{injected:,}** | **{survived:,}** | |"])
 
 
+def added(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of several runs, the same fault in the same job as one."""
+    sums: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (*before, *rows):
+        known = sums.setdefault((row["fault"], row["job"]), {"fault": row["fault"], "job": row["job"], "where": {}})
+        for name in ("injected", "survived", "reruns", "lost"):
+            known[name] = known.get(name, 0) + row[name]
+        for name, count in row["where"].items():
+            known["where"][name] = known["where"].get(name, 0) + count
+    return list(sums.values())
+
+
 def environment() -> dict[str, Any]:
     """Where the figures are from."""
     import torch
@@ -102,6 +115,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--out", type=Path, default=DEFAULT)
+    parser.add_argument("--add", action="store_true", help="to what the file holds, from runs with other seeds")
     parser.add_argument("--table", action="store_true", help="only print what the file holds")
     options = parser.parse_args()
     if options.table:
@@ -121,10 +135,12 @@ def main() -> int:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     arguments = {name: getattr(options, name) for name in ("rounds", "seed", "kinds", "jobs")}
-    found = {"seconds": round(time.monotonic() - begun), "environment": environment(), "arguments": arguments}
+    run = {"seconds": round(time.monotonic() - begun), "environment": environment(), "arguments": arguments}
+    before = json.loads(options.out.read_text()) if options.add else {"runs": [], "rows": []}
+    found = {"runs": [*before["runs"], run], "rows": added(before["rows"], rows)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found["rows"]))
     return int(bool(lost))
 
 

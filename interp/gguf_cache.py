@@ -30,6 +30,7 @@ from interp.gguf_header import GGUFHeader, read_header
 from interp.model_folder import MOST_LAYERS, check_counts, check_size
 from interp.progress import bar
 from interp.quiet import quiet_transformers
+from interp.sealing import in_turn, is_held
 from interp.weights import built_empty
 
 _FORMAT = 2
@@ -81,8 +82,9 @@ def dequantised(path: Path) -> tuple[Path, str]:
         _remove_abandoned(folder)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _dequantise(path, digest, partial)
-            _rename_whole(partial, folder)
+            with in_turn(partial):
+                _dequantise(path, digest, partial)
+                _rename_whole(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:
@@ -94,9 +96,12 @@ def dequantised(path: Path) -> tuple[Path, str]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete what a killed run left: partial folders that nobody has touched for an hour."""
+    """Delete what a killed run left: partial folders that nobody holds, and that were not touched for an hour.
+
+    The hour alone would not do: a clock that is set makes hours of seconds.
+    """
     for partial in folder.parent.glob(f".{folder.name}-*"):
-        if time.time() - partial.stat().st_mtime > 3600:
+        if time.time() - partial.stat().st_mtime > 3600 and not is_held(partial):
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -88,14 +88,6 @@ def read_json(path: Path, what: str, *, most: int = MOST_JSON) -> Any:
         raise InputError(f"{path} is damaged, it is not JSON ({error}); make the {what} again") from None
 
 
-def read_object(path: Path, what: str, *, most: int = MOST_JSON) -> dict[str, Any]:
-    """Read a JSON object; anything else is refused."""
-    value = read_json(path, what, most=most)
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, expected a JSON object; make the {what} again")
-    return value
-
-
 def beyond_memory(size: int, what: str) -> None:
     """Refuse what is many times larger than this machine's memory, before it is allocated."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -196,6 +188,18 @@ def _started(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether someone is inside `in_turn` or `only_writer` for `folder`."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from interp.errors import InputError
 from interp.extract import extract
+from interp.gguf_cache import _remove_abandoned
 from interp.progress import bar
-from interp.sealing import WRITER, disk_error, only_writer
+from interp.sealing import WRITER, disk_error, in_turn, only_writer
 from interp.sites import Site
 from interp.store import ActivationStore, Damaged
 from interp.tensorfile import read_tensors, write_tensors
@@ -202,3 +203,14 @@ def test_want_of_memory_or_files_is_not_taken_for_a_damaged_shard(tmp_path, monk
     monkeypatch.setattr("interp.shards._read_header", none)
     with pytest.raises(OSError, match=os.strerror(number)):
         store.rows(SITES[0], 0, 1)
+
+
+def test_a_clock_set_forward_takes_no_folder_from_one_who_writes_it(tmp_path):
+    partial = tmp_path / ".model-x"
+    partial.mkdir()
+    os.utime(partial, (time.time() - 7200,) * 2)  # by the clock, nobody has touched it for two hours
+    with in_turn(partial):
+        _remove_abandoned(tmp_path / "model")
+        assert partial.exists()
+    _remove_abandoned(tmp_path / "model")
+    assert not partial.exists()
