@@ -20,7 +20,8 @@ from typing import Any
 from torch import nn
 
 from interp.errors import InputError
-from interp.sealing import beyond_memory, plain_name, read_object
+from interp.sealing import beyond_memory, plain_name
+from interp.typed import read_object
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 MOST_LAYERS = 2000

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from interp import weights
 from interp.errors import InputError
 from interp.loading import load_hf
-from tests import hostile_models, hostile_saes, hostile_stores
+from tests import hostile_files, hostile_models, hostile_saes, hostile_stores
 from tests.hostile_samples import GROWTH, Attack, Canary, canary, tried
 from tests.tiny_folder import tiny_folder
 
-ATTACKS = [*hostile_models.ATTACKS, *hostile_stores.ATTACKS, *hostile_saes.ATTACKS]
+ATTACKS = [*hostile_models.ATTACKS, *hostile_stores.ATTACKS, *hostile_saes.ATTACKS, *hostile_files.ATTACKS]
 CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from interp.attention.survey_files import Parts, Row, joined
 from interp.attention.survey_summary import summarise
-from interp.sealing import read_json
+from interp.errors import InputError
+from interp.typed import read_object
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class ModelSurvey:
     def load(cls, folder: str | Path, names: Iterable[str] | None = None) -> "ModelSurvey":
         """From its folder; `names` picks parts."""
         folder = Path(folder)
-        facts, parts = read_json(folder / "model.json", "survey of a model"), Parts(folder)
+        facts, parts = read_object(folder / "model.json", "survey of a model"), Parts(folder)
+        if not isinstance(facts.get("name"), str) or not isinstance(facts.get("shape"), dict):
+            raise InputError(f"{folder / 'model.json'} is no survey of a model: it has no name or no shape")
         found, tables = {}, []
         for name in parts.names() if names is None else [n for n in names if n in parts.names()]:
             rows, seconds = parts.read(name)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
-from interp.sealing import NOT_JSON
+from interp.sealing import read_json
 
 SIDES = ("source", "target", "open", "unrelated")
 SPLITS = ("train", "held_out")
@@ -31,12 +31,9 @@ _SLOT = re.compile(r"\{(\w+)\}")
 def expand(path: str | Path) -> list[dict[str, Any]]:
     """The lines of the contrast set that a template file describes: its header, then its texts in order."""
     path = Path(path)
-    try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read templates from {path}: {error.strerror or error}") from error
-    except NOT_JSON as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    if not path.is_file():
+        raise InputError(f"cannot read templates from {path}: there is no such file")
+    spec = read_json(path, "set of templates")
     if not isinstance(spec, dict) or not isinstance(spec.get("templates"), list):
         raise InputError(f'{path}: expected an object with "templates", a list')
     header = {key: value for key, value in spec.items() if key != "templates"}
