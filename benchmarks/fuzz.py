@@ -199,6 +199,11 @@ def import_all() -> None:
                     importlib.import_module(module.name)
     import midlens.__main__  # noqa: F401
 
+    for name in ("gguf", "pyarrow.parquet", "tokenizers", "transformers.models.gpt2.modeling_gpt2", "tyro"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    from transformers import PreTrainedTokenizerFast  # noqa: F401
+
 
 def main() -> None:
     """Fuzz the targets one after the other and write what came of it."""
@@ -209,7 +214,14 @@ def main() -> None:
     parser.add_argument("--findings", type=Path, default=ROOT / "runs" / "fuzz")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the table of docs/reliability.md, run nothing")
     options = parser.parse_args()
+    if options.table:
+        import fuzzing.targets  # noqa: F401
+        from fuzzing.report import table
+
+        print(table(json.loads(options.out.read_text())), end="")
+        return
     options.findings = options.findings.resolve()
     options.findings.mkdir(parents=True, exist_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -30,7 +30,6 @@ from torch import Tensor
 from interp.display import ShownEdit
 from interp.errors import InputError
 from interp.running import Where
-from interp.typed import fits
 
 GateKind = Literal["hard", "soft", "free"]
 EditKind = Literal["affine", "diagonal", "gated", "clamp"]
@@ -294,8 +293,6 @@ def edit_from(kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
                 raise InputError("a saved gated edit has another gated edit inside, which none has")
             edit = edit_from(facts["edit"]["kind"], inner, facts["edit"])
             return GatedEdit(edit, tensors["w"], tensors["b"], facts["gate"])  # pyright: ignore[reportArgumentType]
-        if not fits(facts["beta"], float):
-            raise InputError(f"a saved {kind} edit has the strength beta={facts['beta']!r:.40}, expected a number")
         return _CLASSES[kind](**tensors, beta=float(facts["beta"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"a saved {kind} edit lacks or has too much of something: {error}") from None

@@ -35,6 +35,8 @@ class Target:
 
     name: str
     kind: Kind
+    group: str
+    """The module of this folder that has it."""
     setup: Callable[[Path], Prepared]
     errors: tuple[type[BaseException], ...] = (InputError,)
     repairs: bool = False
@@ -51,7 +53,8 @@ def target(
 
     def register(setup: Callable[[Path], Prepared]) -> None:
         assert name not in TARGETS, name
-        TARGETS[name] = Target(name, kind, setup, (InputError, *errors), repairs)
+        group = setup.__module__.rpartition(".")[2]
+        TARGETS[name] = Target(name, kind, group, setup, (InputError, *errors), repairs)
 
     return register
 

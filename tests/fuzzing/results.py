@@ -181,7 +181,8 @@ def _(folder: Path) -> Prepared:
     from interp.attention.survey_files import Parts
     from interp.attention.survey_result import ModelSurvey
 
-    (folder / "model.json").write_bytes(written({"name": "toy", "revision": None, "family": "llama"}))
+    facts = {"name": "toy", "revision": None, "family": "llama", "shape": {"layers": 1}}
+    (folder / "model.json").write_bytes(written(facts))
     parts = Parts(folder)
     parts.open("spectra", {"seed": 0})
     parts.write("spectra", 0, [{"layer": 0, "head": h, "rank": 2.5} for h in range(2)], 0.5, {})
