@@ -50,7 +50,7 @@ class Stages:
     def stage(self, name: str, what: str) -> Iterator[None]:
         """One stage: a line before it, its seconds after it, interrupted or not."""
         number = list(self.budget).index(name) + 1
-        self.say(f"[{number}/{len(self.budget)}] {name}: {what} (budget {self.budget[name]:.0f} s)")
+        self.say(f"[{number}/{len(self.budget)}] {name}: {what} (the demo: {self.budget[name]:.0f} s at most on 2 cores)")
         start = time.perf_counter()
         try:
             yield
@@ -62,4 +62,4 @@ class Stages:
 
     def close(self) -> None:
         """Say what the whole run took beside its budget."""
-        self.say(f"{sum(self.seconds.values()):.0f} s in all (budget {sum(self.budget.values()):.0f} s)")
+        self.say(f"{sum(self.seconds.values()):.0f} s in all (the demo: {sum(self.budget.values()):.0f} s at most on 2 cores)")
