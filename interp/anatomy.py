@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from interp.errors import InputError
+from interp.sharded import check_plan
 from interp.sites import Point, Site
 
 
@@ -135,6 +136,7 @@ class Anatomy:
                 f"{type(hf).__name__} was compiled by torch.compile, which runs past hooks: wrap the model as it was "
                 f"before (`compiled._orig_mod`, or one that .compile() was not called on)"
             )
+        check_plan(hf)
         below = [self.ln1, self.attn, self.q, self.k, self.v, self.q_norm, self.k_norm, self.o, self.attn_out, self.ln2]
         below += [self.mlp_pre, self.mlp_pre_linear, self.mlp_post, self.mlp_out]
         try:

@@ -97,7 +97,7 @@ class Lens:
 def logit_lens(model: HookedModel, resid: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
     """The logits of `resid` as the last residual stream: the model's own final norm, unembedding and soft-cap."""
     norm, head = _last_steps(model)
-    logits = head(norm(resid.to(head.weight)))
+    logits = head(norm(resid.to(head.weight.device, head.weight.dtype)))
     cap = model.anatomy.spec.final_cap
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

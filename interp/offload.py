@@ -1,7 +1,8 @@
-"""Models whose weights accelerate keeps elsewhere: on the meta device between calls, fetched by a hook for each call.
+"""Models whose weights are elsewhere: on the meta device between calls, where accelerate fetches them for each call.
 
 `device_map` with `cpu` or `disk` entries makes such models. Their modules compute as ever; only who reads a parameter
-outside its module's forward pass, or asks where the model is, has to look at the hook.
+outside its module's forward pass, or asks where the model is, has to look at the hook. Of a model that is cut across
+processes (`interp.sharded`) each holds a part.
 """
 
 from typing import Any
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 
 def here(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter of a module where the module computes, or `None` if it has none of that name."""
+    """A parameter of a module, whole, where the module computes, or `None` if it has none of that name."""
     value: Any = getattr(module, name, None)
+    if hasattr(value, "full_tensor"):  # a DTensor, cut across processes, of which every one has to ask for it
+        return value.full_tensor()
     if value is None or not value.is_meta:
         return value
     hook: Any = module._hf_hook

@@ -11,6 +11,7 @@ Most sites are the input or output of a module as it stands. The others are part
 `read` may return a view; `write(value, call, new)` never changes `value` in place.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from interp.anatomy import Anatomy, ModelSpec, module_at
 from interp.offload import here
+from interp.sharded import gathered, group_of, sliced
 from interp.sites import Point, Site
 from interp.switchboard import Call, Side, Switchboard, Turn
 
@@ -65,18 +67,16 @@ def _tap_of_point(anatomy: Anatomy, hf: nn.Module, site: Site) -> Tap:
         return Tap(blocks[layer], "in")
     if point in (Point.Q, Point.K, Point.V):
         return _qkv_tap(anatomy, hf, point, layer)
+    if point in _HIDDEN:
+        path, side = _HIDDEN[point]
+        module = anatomy.at(hf, layer, getattr(anatomy, path))
+        return Tap(module, side) if group_of(module) is None else _shaped_tap(module, side, (anatomy.spec.d_mlp,))
     path, side = _WHOLE.get(point, (None, None))
     if path is not None and side is not None:
         return Tap(anatomy.at(hf, layer, getattr(anatomy, path)), side)
     if point is Point.Z:
         heads, e = anatomy.spec.n_heads, anatomy.spec.d_head
-        return Tap(
-            anatomy.at(hf, layer, anatomy.o),
-            "in",
-            read=lambda value, _: value.unflatten(-1, (heads, e)),
-            write=lambda value, _, new: new.flatten(-2),
-            whole=False,
-        )
+        return _shaped_tap(anatomy.at(hf, layer, anatomy.o), "in", (heads, e))
     assert point in (Point.LN1, Point.LN2), point
     return _norm_tap(anatomy.at(hf, layer, anatomy.ln1 if point is Point.LN1 else anatomy.ln2), anatomy.spec)
 
@@ -84,11 +84,26 @@ def _tap_of_point(anatomy: Anatomy, hf: nn.Module, site: Site) -> Tap:
 _WHOLE: dict[Point, tuple[str, Side]] = {
     Point.ATTN_OUT: ("attn_out", "out"),
     Point.RESID_MID: ("ln2", "in"),
+    Point.MLP_OUT: ("mlp_out", "out"),
+}
+_HIDDEN: dict[Point, tuple[str, Side]] = {
     Point.MLP_PRE: ("mlp_pre", "out"),
     Point.MLP_PRE_LINEAR: ("mlp_pre_linear", "out"),
     Point.MLP_POST: ("mlp_post", "in"),
-    Point.MLP_OUT: ("mlp_out", "out"),
 }
+
+
+def _shaped_tap(module: nn.Module, side: Side, shape: tuple[int, ...]) -> Tap:
+    """A site whose last axes are the last one of the tensor at this place, cut across processes or not."""
+    width = math.prod(shape)
+
+    def read(value: Tensor, call: Call) -> Tensor:
+        return gathered(value, width, module).unflatten(-1, shape)
+
+    def write(value: Tensor, call: Call, new: Tensor) -> Tensor:
+        return sliced(new.flatten(-len(shape)), value, module)
+
+    return Tap(module, side, read, write, whole=False)
 
 
 def _qkv_tap(anatomy: Anatomy, hf: nn.Module, point: Point, layer: int) -> Tap:
@@ -96,21 +111,17 @@ def _qkv_tap(anatomy: Anatomy, hf: nn.Module, point: Point, layer: int) -> Tap:
     heads = spec.n_heads if point is Point.Q else spec.n_kv_heads
     module = anatomy.at(hf, layer, (anatomy.q, anatomy.k, anatomy.v)[which])
     if anatomy.fused == "none":
-        return Tap(
-            module,
-            "out",
-            read=lambda value, _: value.unflatten(-1, (heads, spec.d_head)),
-            write=lambda value, _, new: new.flatten(-2),
-            whole=False,
-        )
+        return _shaped_tap(module, "out", (heads, spec.d_head))
     shape = (3, heads, spec.d_head) if anatomy.fused == "blocks" else (heads, 3, spec.d_head)
     axis = -3 if anatomy.fused == "blocks" else -2
 
+    whole = _shaped_tap(module, "out", shape)
+
     def read(value: Tensor, call: Call) -> Tensor:
-        return value.unflatten(-1, shape).select(axis, which)
+        return whole.read(value, call).select(axis, which)
 
     def write(value: Tensor, call: Call, new: Tensor) -> Tensor:
-        return value.unflatten(-1, shape).select_scatter(new, axis, which).flatten(-3)
+        return whole.write(value, call, whole.read(value, call).select_scatter(new, axis, which))
 
     return Tap(module, "out", read, write, whole=False)
 

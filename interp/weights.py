@@ -107,6 +107,8 @@ def load_partial(
     """
     from transformers import AutoModel
 
+    if "tp_plan" in (options or {}):
+        raise InputError("tp_plan loads the whole model: leave `upto` out")
     if getattr(config, "quantization_config", None):
         raise InputError(f"{folder} holds a quantised checkpoint, which cannot be loaded in part; leave `upto` out")
     stored = shards_of(folder, hub_id)
