@@ -12,7 +12,6 @@ compiler.
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -38,11 +37,11 @@ SHARES = {"kills": 1.0, "clocks": 0.5, "small_disk": 0.5, "awkward": 0.5, "faili
 def rows_of(kinds: list[str], names: list[str], rounds: int, seed: int, home: Path) -> Iterator[Any]:
     """Every kind of fault in every job it is for."""
     from benchmarks.faults_jobs import Jobs
-    from benchmarks.faults_rounds import Course
+    from benchmarks.faults_rounds import Course, can_mount
     from benchmarks.faults_stores import damaged_checkpoints, damaged_shards, damaged_weights
     from benchmarks.faults_writers import Contest
 
-    jobs = Jobs(home / "jobs")
+    jobs, may_mount = Jobs(home / "jobs"), can_mount(home / "mounted")
 
     def course(name: str) -> Course:
         return Course(jobs, jobs.named(name), home, seed)
@@ -57,7 +56,7 @@ def rows_of(kinds: list[str], names: list[str], rounds: int, seed: int, home: Pa
             "awkward": own.awkward,
             "clocks": lambda n: own.kills(n, clock=True),  # noqa: B023
         }
-        if name == "report" or os.geteuid() != 0:  # its folder is not empty, and a file system is mounted over it
+        if name == "report" or not may_mount:  # the report's folder is not empty before it is begun
             del acts["small_disk"]
         for kind, act in acts.items():
             if kind in kinds:
@@ -91,11 +90,17 @@ def added(before: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict
     sums: dict[tuple[str, str], dict[str, Any]] = {}
     for row in (*before, *rows):
         known = sums.setdefault((row["fault"], row["job"]), {"fault": row["fault"], "job": row["job"], "where": {}})
-        for name in ("injected", "survived", "reruns", "lost"):
+        for name in ("injected", "survived", "lost"):
             known[name] = known.get(name, 0) + row[name]
         for name, count in row["where"].items():
             known["where"][name] = known["where"].get(name, 0) + count
     return list(sums.values())
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Write the file, after every row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -123,24 +128,25 @@ def main() -> int:
         return 0
     run_preloaded(__file__)
     home, begun = Path(tempfile.mkdtemp(prefix="faults-")), time.monotonic()
+    before = json.loads(options.out.read_text()) if options.add else {"runs": [], "rows": []}
+    run = {
+        "environment": environment(),
+        "arguments": {n: getattr(options, n) for n in ("rounds", "seed", "kinds", "jobs")},
+    }
     rows, lost = [], []
     try:
         for row in rows_of(options.kinds, options.jobs, options.rounds, options.seed, home):
-            plain = {name: getattr(row, name) for name in ("fault", "job", "injected", "survived", "reruns")}
+            plain = {name: getattr(row, name) for name in ("fault", "job", "injected", "survived")}
             rows.append({**plain, "where": dict(row.where), "lost": len(row.lost)})
             lost += row.lost
             print(f"{row.fault}, {row.job}: {row.survived} of {row.injected} survived; {dict(row.where)}", flush=True)
             for line in row.lost[:5]:
                 print(f"    {line}", flush=True)
+            runs = [*before["runs"], {**run, "seconds": round(time.monotonic() - begun)}]
+            write(options.out, {"runs": runs, "rows": added(before["rows"], rows)})
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    arguments = {name: getattr(options, name) for name in ("rounds", "seed", "kinds", "jobs")}
-    run = {"seconds": round(time.monotonic() - begun), "environment": environment(), "arguments": arguments}
-    before = json.loads(options.out.read_text()) if options.add else {"runs": [], "rows": []}
-    found = {"runs": [*before["runs"], run], "rows": added(before["rows"], rows)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found["rows"]))
+    print(table(added(before["rows"], rows)))
     return int(bool(lost))
 
 

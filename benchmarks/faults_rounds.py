@@ -324,6 +324,17 @@ class Course:
         return row
 
 
+def can_mount(folder: Path) -> bool:
+    """Whether this process may mount: root may, except in most containers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        mount("-t", "tmpfs", "tmpfs", folder)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    subprocess.run(["umount", str(folder)], check=True)
+    return True
+
+
 def mount(*arguments: object) -> None:
     """`mount`, which only root may."""
     subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
