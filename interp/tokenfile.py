@@ -84,7 +84,7 @@ class TokenFile:
     def ids(self) -> list[str]:
         """The stable id of each document."""
         path = self.path / "docs.jsonl"
-        ids = [row.get("id") for _, row in json_objects(path, "the names of documents")]
+        ids: list[Any] = [row.get("id") for _, row in json_objects(path, "the names of documents")]
         if len(ids) != len(self) or not all(isinstance(one, str) for one in ids):
             raise InputError(
                 f"{path} is damaged: it does not name the {len(self):,} documents; delete the folder and tokenise again"

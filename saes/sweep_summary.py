@@ -54,7 +54,8 @@ class Summary:
         found = read_object(path / FILE, "sweep")
         if found.get("format") != _FORMAT or found.get("version") != _VERSION:
             raise InputError(f"{path / FILE} is no summary of version {_VERSION} (found {found.get('format')!r})")
-        facts, members = found.get("facts"), found.get("members")
+        facts: Any = found.get("facts")
+        members: Any = found.get("members")
         known = isinstance(facts, dict) and isinstance(facts.get("sites"), list) and isinstance(members, list)
         if not known or not all(isinstance(one, dict) and set(one) == {"name", *_RECORD} for one in members):
             raise InputError(f"{path / FILE} is damaged: its facts or its members are not whole; run the sweep again")

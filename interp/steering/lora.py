@@ -111,7 +111,8 @@ def _scale(config: Any, path: Path) -> float:
         raise InputError(f"{path} uses {', '.join(used)}, which is not read here: expected plain LoRA")
     if config.get("bias", "none") != "none":
         raise InputError(f"{path}: bias={config['bias']!r} retrains the model's own biases; expected 'none'")
-    alpha, rank = config.get("lora_alpha"), config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    rank: Any = config.get("r")
     if not fits(alpha, float) or not fits(rank, int) or rank < 1:
         raise InputError(f"{path} gives no usable r and lora_alpha")
     return float(alpha) / rank
