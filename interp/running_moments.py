@@ -145,7 +145,7 @@ class Moments:
         d, e = (len(tensors[name]) if name in tensors and tensors[name].ndim else 0 for name in ("mean", "z_mean"))
         shapes = {"mean": (d,), "z_mean": (e,), "xx": (d, d), "xz": (d, e)}
         sound = {name: tuple(x.shape) for name, x in tensors.items() if x.dtype == torch.float64} == shapes
-        if not sound or not all(type(one) is int and one >= 0 for one in counts):
+        if not sound or not all(type(one) is int and 0 <= one < 2**53 for one in counts):
             raise InputError(f"{path} is damaged: its tensors or its counts are not those of moments; make it again")
         found = cls(d, e)
         found.n, found.n_groups = facts["n"], facts["n_groups"]
