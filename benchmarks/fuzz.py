@@ -33,6 +33,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 CORPUS = ROOT / "tests" / "fixtures" / "fuzz"
 HANG, MEMORY = 20, 4096
 """Seconds and MiB (resident, torch included) that one input may take."""
+COMPILED = ["interp.sudoku.kernels"]
+"""Modules that numba translates: it knows no instrumented bytecode."""
 LONGEST = 1 << 15
 
 
@@ -178,7 +180,9 @@ def imported(engine: str) -> None:
     if engine == "atheris":
         import atheris
 
-        with atheris.instrument_imports(include=["interp", "saes", "midlens"], enable_loader_override=False):
+        with atheris.instrument_imports(
+            include=["interp", "saes", "midlens"], exclude=COMPILED, enable_loader_override=False
+        ):
             import_all()
     else:
         import_all()

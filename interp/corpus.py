@@ -199,6 +199,7 @@ def _row(row: Any, default_id: str, text_field: str, where: str) -> Document:
 
 def _parquet(path: Path, text_field: str) -> Iterator[Document]:
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise InputError(f"reading {path} needs pyarrow: pip install 'midlens[data]'") from error
@@ -209,7 +210,7 @@ def _parquet(path: Path, text_field: str) -> Iterator[Document]:
             for row in batch.to_pylist():
                 number += 1
                 yield _row(row, f"{path.name}:{number}", text_field, f"{path}, row {number}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a readable parquet file: {error}") from error
