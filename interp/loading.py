@@ -91,9 +91,10 @@ def parse_device(device: str | torch.device | None) -> torch.device:
     try:
         where = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
         torch.empty(1, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # a backend may be a package
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}); expected cpu, cuda, cuda:1 …"
+            f"device {str(device)!r} cannot be used here ({reason}); expected cpu, cuda, cuda:1 …"
         ) from error
     return where
 
