@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--findings", type=Path, default=ROOT / "runs" / "fuzz")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--add", action="store_true", help="add to the counts in --out instead of replacing them")
     parser.add_argument("--table", action="store_true", help="print the table of docs/reliability.md, run nothing")
     options = parser.parse_args()
     if options.table:
@@ -250,9 +251,18 @@ def main() -> None:
             _record(options, name, facts, list(TARGETS))
 
 
+def _together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Counts of both runs; what failed before and no longer does was fixed in between."""
+    sums = {
+        key: before.get(key, 0) + now.get(key, 0) for key in ("value", "refused", "failed", "executions", "seconds")
+    }
+    most = {key: max(before.get(key, 0), now.get(key, 0)) for key in ("slowest_ms", "peak_mib")}
+    return before | now | sums | most
+
+
 def _record(options: argparse.Namespace, name: str, facts: dict[str, Any], order: list[str]) -> None:
     held = json.loads(options.out.read_text())["targets"] if options.out.exists() else {}
-    held[name] = facts
+    held[name] = _together(held[name], facts) if options.add and name in held else facts
     targets = {one: held[one] for one in order if one in held}
     record = {"engine": options.engine, "python": sys.version.split()[0], "targets": targets}
     options.out.write_text(json.dumps(record, indent=1) + "\n")
