@@ -148,9 +148,8 @@ change_plot(found, judge)
 # %%
 strongest = [found.of(name)[-1] for name in found.methods]
 effect_bars(
-    {point.name: point.sets["source"].repetition for point in strongest}, level=(
-        found.of("unsteered")[0].sets["source"].repetition.value, "unsteered: share of repeated trigrams"
-    ),
+    {point.name: point.sets["source"].repetition for point in strongest}, x_title="share of repeated trigrams",
+    level=(found.of("unsteered")[0].sets["source"].repetition.value, "unsteered"),
 )  # fmt: skip
 
 # %%
@@ -187,7 +186,7 @@ cheer = fit_steering(
 )  # fmt: skip
 both, reverse = steering.at(2).then(cheer.at(2)), cheer.at(2).then(steering.at(2))
 (one,), (swapped,) = both.edits.values(), reverse.edits.values()
-x = model.capture(tokens, [best])[Site.parse(best)][0]
+x = model.capture(tokens, [best])[Site.parse(best)][0].float()
 in_turn = cheer.edits[Site.parse(best)].at(2)(steering.edits[Site.parse(best)].at(2)(x))
 off = float((one(x) - in_turn).abs().max())
 print(f"composed is one edit of rank {one.U.shape[1]}; off from both in turn by {off:.1e}")
@@ -212,5 +211,5 @@ sorted(again.provenance)
 #
 # It does not show that MidSteer is better: eight prompts a side, one concept, one layer, a small model, no correction
 # for the number of comparisons; the others are weak at this strength and are not measured at strengths that suit them.
-# Composition differs from both edits in turn by 0.25 in float32 on a text whose first position is massive; how much of
-# that is rounding was not looked into.
+# "Exactly" of composition is up to the rounding of float32; the model computes in bfloat16, which rounds more coarsely
+# than that.
