@@ -9,10 +9,10 @@ there. It has no TopK or gated transcoder; those are named in its manner and ref
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
 
 from interp.errors import InputError
-from saes.config import SAEConfig
+from saes.config import Dtype, SAEConfig
 
 FORMAT = "6.54.12"  # the SAELens version whose format is written
 SOURCES = "midlens_sources"
@@ -73,7 +73,7 @@ def check_types(cfg: Any, source: str, names: Sequence[str] = tuple(_TYPES)) -> 
     for name in (name for name in names if name in cfg):
         value, expected = cfg[name], _TYPES[name]
         sound = {
-            _WHOLE: isinstance(value, int) and not isinstance(value, bool),
+            _WHOLE: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53,
             _FLAG: isinstance(value, bool),
             _TEXT: isinstance(value, str),
             "an object": isinstance(value, Mapping),
@@ -121,11 +121,15 @@ def from_cfg(cfg: Any, source: str) -> SAEConfig:
     if missing := [name for name in ("architecture", "d_in", "d_sae") if name not in known]:
         raise InputError(f"{source} lacks {', '.join(missing)}; an SAE cannot be rebuilt without")
     if rest:
-        raise InputError(f"{source} has unknown keys: {', '.join(sorted(rest))}; was it written by a newer version?")
+        raise InputError(
+            f"{source} has unknown keys: {', '.join(sorted(rest)):.300}; was it written by a newer version?"
+        )
     known["architecture"], kind = _ARCHITECTURES[known["architecture"]]
     known["skip"] = kind == "_skip_transcoder"
     if bool(kind) != (known.get("d_out") is not None):
-        raise InputError(f"{source}: architecture {cfg['architecture']!r} and d_out={known.get('d_out')} contradict")
+        raise InputError(
+            f"{source}: architecture {cfg['architecture']!r:.80} and d_out={known.get('d_out')} contradict"
+        )
     return SAEConfig(**known, sources=_sources(metadata, source), metadata=metadata)
 
 
@@ -136,10 +140,13 @@ def _refuse_conventions(cfg: Mapping[str, Any], source: str) -> None:
         # "expected_average_only_in" stands in checkpoints: the scale of the inputs is not yet in the weights
         "normalize_activations": ("none",),
         "reshape_activations": ("none",),
+        "dtype": get_args(Dtype),
     }
     for name, values in allowed.items():
         if (value := cfg.get(name, values[0])) not in values:
-            raise InputError(f"{source}: {name} is {value!r}, but only {', '.join(map(repr, values))} can be loaded")
+            raise InputError(
+                f"{source}: {name} is {value!r:.80}, but only {', '.join(map(repr, values))} can be loaded"
+            )
 
 
 def _version() -> str:

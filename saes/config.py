@@ -46,9 +46,9 @@ class SAEConfig:
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
-            raise InputError(f"architecture {self.architecture!r} is not known; known: {listed(Architecture)}")
+            raise InputError(f"architecture {self.architecture!r:.80} is not known; known: {listed(Architecture)}")
         if self.dtype not in get_args(Dtype):
-            raise InputError(f"dtype {self.dtype!r} is not known; known: {listed(Dtype)}")
+            raise InputError(f"dtype {self.dtype!r:.80} is not known; known: {listed(Dtype)}")
         if min(self.d_in, self.d_sae, self.width_out) < 1:
             raise InputError(
                 f"d_in, d_sae and d_out must be positive, got d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"

@@ -22,7 +22,17 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.id)
+WIDE = {"SAE config", "control vector", *(attack.target for attack in hostile_files.ATTACKS)}
+"""Tables that try the same things on many readers: one in four is enough for every day, the rest are slow tests."""
+
+
+def _marked() -> list[Any]:
+    wide = [attack for attack in ATTACKS if attack.target in WIDE]
+    seldom = {attack.id for number, attack in enumerate(wide) if number % 4}
+    return [pytest.param(one, id=one.id, marks=[pytest.mark.slow] if one.id in seldom else []) for one in ATTACKS]
+
+
+@pytest.mark.parametrize("attack", _marked())
 def test_the_attack_is_refused(attack: Attack, tmp_path):
     found = tried(attack, tmp_path)
     assert found.refused, found.said

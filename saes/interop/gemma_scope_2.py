@@ -29,9 +29,9 @@ def read(origin: Origin) -> SAE:
     where = f"{origin.folder / CONFIG}"
     kind, architecture = about.get("type", "sae"), about.get("architecture", "jump_relu")
     if kind not in ("sae", "transcoder"):
-        raise InputError(f"{where}: type is {kind!r}; only 'sae' and 'transcoder', of one layer, can be loaded")
+        raise InputError(f"{where}: type is {kind!r:.80}; only 'sae' and 'transcoder', of one layer, can be loaded")
     if architecture != "jump_relu":
-        raise InputError(f"{where}: architecture is {architecture!r}, expected 'jump_relu'")
+        raise InputError(f"{where}: architecture is {architecture!r:.80}, expected 'jump_relu'")
     width = None if about.get("width") is None else setting(about, "width", int, where)
     affine = bool(about.get("affine_connection"))
     shapes = _SHAPES | ({"affine_skip_connection": "d out"} if affine else {})

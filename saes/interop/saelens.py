@@ -120,8 +120,8 @@ def _old_architecture(cfg: dict[str, Any], where: str) -> tuple[Architecture, in
         return "topk", setting(more, "k", int, f"{where}, activation_fn_kwargs")
     if name not in _OLD_SHAPES or name == "topk" or activation != "relu":
         raise InputError(
-            f"{where}: architecture {name!r} with activation_fn {activation!r} cannot be loaded; known from before "
-            "version 6 are standard, gated and jumprelu with relu, and standard with topk"
+            f"{where}: architecture {name!r:.80} with activation_fn {activation!r:.80} cannot be loaded; known from "
+            "before version 6 are standard, gated and jumprelu with relu, and standard with topk"
         )
     return name, None
 

@@ -41,7 +41,8 @@ def read(origin: Origin) -> SAE:
             f"{where}: signed TopK keeps the largest activations by size, negative ones too; not supported"
         )
     d, k = setting(about, "d_in", int, where), setting(about, "k", int, where)
-    f = about.get("num_latents") or d * setting(about, "expansion_factor", int, where)
+    size, own = ("num_latents", 1) if about.get("num_latents") else ("expansion_factor", d)
+    f = own * setting(about, size, int, where)
     raw = fitting(origin.tensors(FILE), _SHAPES, f"{origin.folder / FILE}", d=d, f=f)
     weights = {"W_enc": raw["encoder.weight"].T, "b_enc": raw["encoder.bias"]} | {
         name: raw[name] for name in ("W_dec", "b_dec", "W_skip") if name in raw
