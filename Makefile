@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo test test-slow lint fuzz docs notebooks install install-dev clean
+.PHONY: demo test test-core test-slow lint fuzz docs notebooks install install-dev clean
 
 demo: install
 	$(BIN)/python -m midlens discover --out $(DEMO_OUT)
@@ -13,6 +13,17 @@ demo: install
 # Two processes of one thread each: on two cores faster than one process of two.
 test: install-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+# The core where nothing but its own packages is installed, in an environment of its own.
+test-core: $(VENV)-core/.installed
+	OMP_NUM_THREADS=1 $(VENV)-core/bin/python tests/core_job.py
+
+$(VENV)-core/.installed: constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-core
+	$(VENV)-core/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(VENV)-core/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		numpy scipy safetensors transformers jaxtyping tqdm
+	touch $@
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
@@ -59,4 +70,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs dist .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-core runs dist .ruff_cache .hypothesis

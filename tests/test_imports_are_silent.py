@@ -9,18 +9,11 @@ import textwrap
 
 import pytest
 
+from tests.core_modules import CORE
 from tests.test_floors import FLOORS, modules
 
 # What the core may import (DESIGN: it runs on a machine that has just these).
 ALLOWED = {"torch", "numpy", "scipy", "safetensors", "transformers", "jaxtyping", "tqdm", "triton"}
-CORE = (
-    "interp.sites interp.anatomy interp.model interp.loading interp.batching interp.store interp.extract "
-    "interp.effects interp.tokenfile interp.generate interp.lens interp.loop interp.plan interp.stats "
-    "interp.patching interp.probes interp.moments interp.steering.fit interp.steering.steering interp.steering.fold "
-    "interp.steering.lora "
-    "interp.bench.shapes interp.bench.ceilings interp.bench.extraction interp.bench.report "
-    "saes.codes saes.activations saes.sae saes.losses saes.train saes.evaluate saes.bench midlens_kernels"
-).split()
 ALL = [name for package in FLOORS for name, _ in modules(package) if not name.endswith("__main__")]
 
 
