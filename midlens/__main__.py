@@ -12,7 +12,7 @@ from typing import Any
 
 from interp.errors import InputError
 from midlens.commands import STATUS, Entry, contents, find
-from midlens.console import MECHANISM, Command, Planned, finish, outlined, say, speaking
+from midlens.console import MECHANISM, Command, Planned, finish, harmless, outlined, say, speaking
 
 
 def described(entry: Entry, kind: type[Command]) -> str:
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         if os.environ.get("MIDLENS_TRACEBACK"):
             raise
-        sys.stderr.write(f"midlens: {error}\n")
+        sys.stderr.write(f"midlens: {harmless(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("midlens: interrupted; what was finished is kept. Give the same command again to go on.\n")

@@ -25,6 +25,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -42,6 +43,7 @@ class _Script(NamedTuple):
     stream: TextIO
 
 
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _script: ContextVar[_Script | None] = ContextVar("script", default=None)
 
 
@@ -102,8 +104,13 @@ def speaking(command: str, *, script: bool) -> Iterator[None]:
 
 def say(text: str = "") -> None:
     """Write one line (or several) for people at once."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(harmless(text) + "\n")
     sys.stdout.flush()
+
+
+def harmless(text: str) -> str:
+    """`text` without what a terminal would obey: names in files may hold escape sequences, or turn text round."""
+    return _OBEYED.sub("\ufffd", text)
 
 
 def item(value: Mapping[str, Any], text: str) -> None:

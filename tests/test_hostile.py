@@ -113,3 +113,21 @@ def test_code_of_a_hub_model_never_runs_and_nobody_is_asked(tmp_path, monkeypatc
     with pytest.raises(InputError, match="never run here"):
         load_hf("owner/name", **CPU)
     assert not (tmp_path / "model" / "pwned").exists()
+
+
+def test_names_in_files_cannot_command_a_terminal(tmp_path, capsys):
+    from midlens.__main__ import main
+
+    store = hostile_stores.store_in(tmp_path)
+    evil = "\x1b]0;owned\x07\x1b[2J\u202egnp\x9b31m"
+
+    def rename(manifest):
+        manifest["parts"][0]["spec"]["model"] = evil
+
+    hostile_stores.changed_json(store / "manifest.json", rename)
+    assert main(["store", "info", str(store)]) == 0
+    said = capsys.readouterr().out
+    assert "owned" in said and "\ufffd" in said and not set(said) & set("\x1b\x07\u202e\x9b")
+    assert main(["store", "info", str(tmp_path / evil)]) == 2
+    said = capsys.readouterr().err
+    assert "gnp" in said and not set(said) & set("\x1b\x07\u202e\x9b")
