@@ -33,7 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
 CORPUS = ROOT / "tests" / "fixtures" / "fuzz"
 HANG, MEMORY = 20, 4096
 """Seconds and MiB (resident, torch included) that one input may take."""
-COMPILED = ["interp.sudoku.kernels"]
+COMPILED = [f"interp.sudoku.kernels.{name}" for name in ("puzzles", "random", "search", "traces")]
 """Modules that numba translates: it knows no instrumented bytecode."""
 LONGEST = 1 << 15
 
