@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.faults_calls import Point
 from benchmarks.faults_jobs import SITES
 from benchmarks.faults_rounds import Course, Row
 from interp.errors import InputError
@@ -143,7 +144,7 @@ def damaged_checkpoints(course: Course, rounds: int) -> list[Row]:
         row = Row(f"checkpoint: {kind}", "train")
         while row.reruns < rounds:
             course.fresh()
-            course.run(kill_after=float(course.random.uniform(0.3, 1.0)) * course.seconds)
+            course.run(Point("kill after", at=int(course.random.integers(course.calls // 4, course.calls))))
             if not (found := checkpoints(course.folder / "training")):
                 continue
             DAMAGES[kind](found[-1], course.random)
