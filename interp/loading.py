@@ -19,18 +19,15 @@ from interp.errors import InputError
 from interp.gguf_cache import dequantised, packaged_gguf
 from interp.model_folder import (
     check_counts,
-    check_layers,
-    check_size,
     read_settings,
     refuse_code,
-    weight_files,
 )
 from interp.placement import Placing, load_options, refuse_tied
 from interp.precision import default_dtype
 from interp.presets import PRESETS, Preset
 from interp.quiet import quiet_transformers
 from interp.sites import Point, Site
-from interp.weights import built_empty, fetch, load_partial, read_index, shards_of, wrong_shape
+from interp.weights import built_empty, checked_weights, fetch, load_partial, wrong_shape
 
 SUPPORTED = {
     "llama": "Llama",
@@ -224,13 +221,8 @@ def _load_whole(
 ) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    named = read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
-    files = weight_files(folder, trust_pickle=trust_pickle)
-    pickled = files[0].suffix != ".safetensors"
     refuse_tied(options, config)
-    if not pickled:
-        check_layers(config.num_hidden_layers, len(named or shards_of(folder, None)), folder)
-    check_size(built_empty(AutoModelForCausalLM, config, folder), sum(path.stat().st_size for path in files), folder)
+    pickled = checked_weights(AutoModelForCausalLM, config, folder, trust_pickle=trust_pickle)
     with quiet_transformers():
         try:
             whole: Any = AutoModelForCausalLM.from_pretrained(

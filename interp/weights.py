@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from interp.errors import InputError
-from interp.model_folder import check_layers, shard_names, weight_files
+from interp.model_folder import check_layers, check_size, shard_names, weight_files
 from interp.placement import below
 from interp.quiet import quiet_transformers
 from interp.sealing import beyond_memory
@@ -90,6 +90,17 @@ def built_empty(kind: Any, config: Any, folder: Path, **options: Any) -> Any:
         except Exception as error:  # numbers that do not go together fail wherever they meet
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"no model can be built from the config.json in {folder} ({reason:.300})") from error
+
+
+def checked_weights(kind: Any, config: Any, folder: Path, *, trust_pickle: bool = False) -> bool:
+    """Refuse weights that may run code, lead elsewhere, or cannot be those of the config; whether they are pickles."""
+    named = read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
+    files = weight_files(folder, trust_pickle=trust_pickle)
+    pickled = files[0].suffix != ".safetensors"
+    if not pickled:
+        check_layers(config.num_hidden_layers, len(named or shards_of(folder, None)), folder)
+    check_size(built_empty(kind, config, folder), sum(path.stat().st_size for path in files), folder)
+    return pickled
 
 
 def load_partial(

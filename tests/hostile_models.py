@@ -272,6 +272,41 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
+ENCODERS = (
+    "weights are a pickle that runs code",
+    "weights are an honest pickle",
+    "a pickle under the name model.safetensors",
+    "an index of pickles",
+    "an index that leads up and out",
+    "an adapter beside the weights",
+    "pickled weights named in the config",
+    "config: a billion layers",
+    "config: 2,000 layers",
+    "config: a vocabulary of 2**31",
+    "config: a width of 2**30",
+    "config: an unknown attention",
+    "config.json: nested 100,000 deep",
+    "safetensors: header of gigabytes claimed",
+)
+
+
+def _encoder(name: str) -> Callable[[Path], Open]:
+    """The same changes of a BERT, as a survey of attention opens it."""
+
+    def prepare(folder: Path) -> Open:
+        from transformers import BertConfig, BertModel
+
+        from interp.attention.survey_models import open_model
+
+        sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6}
+        config = BertConfig(vocab_size=31, intermediate_size=32, **sizes)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder / "model")
+        CHANGES[name](folder / "model")
+        return lambda: open_model(str(folder / "model"))
+
+    return prepare
+
+
 def gguf_string(text: str | bytes, length: int | None = None) -> bytes:
     raw = text.encode() if isinstance(text, str) else text
     return struct.pack("<Q", len(raw) if length is None else length) + raw
@@ -402,6 +437,7 @@ GGUFS: dict[str, Callable[[], bytes]] = {
 ATTACKS = [
     Attack("model folder", name + how, prepare) for name, change in CHANGES.items() for how, prepare in _both(change)
 ]
+ATTACKS += [Attack("encoder folder", name, _encoder(name)) for name in ENCODERS]
 ATTACKS += [Attack("GGUF", name, _gguf(content)) for name, content in GGUFS.items()]
 ATTACKS += [Attack("GGUF", "a sparse file of 4 TiB, all keys", _sparse_gguf)]
 ATTACKS += [Attack("control vector", name, _vector(content)) for name, content in GGUFS.items()]

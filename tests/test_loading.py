@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import struct
 import threading
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +27,7 @@ from interp.sites import Site
 from tests.tiny_gguf import write_qwen2_gguf
 from tests.tiny_models import FAMILIES, random_tokens, tiny
 
+NO_TENSORS = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
 CPU = {"dtype": "float32", "device": "cpu"}
 
 
@@ -319,7 +321,7 @@ def test_other_gguf_files_take_the_same_path(tmp_path, monkeypatch, capsys):
 
 def test_two_dequantisations_at_once_leave_one_whole_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+    (tmp_path / "m.gguf").write_bytes(NO_TENSORS)
     both = threading.Barrier(2)
 
     def slow(path, digest, folder):
@@ -342,7 +344,7 @@ def test_two_dequantisations_at_once_leave_one_whole_folder(tmp_path, monkeypatc
 
 def test_a_broken_dequantisation_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+    (tmp_path / "m.gguf").write_bytes(NO_TENSORS)
 
     def broken(path, digest, folder):
         (folder / "config.json").write_text("{}")
@@ -356,7 +358,7 @@ def test_a_broken_dequantisation_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+    (tmp_path / "m.gguf").write_bytes(NO_TENSORS)
 
     def full(path, digest, folder):
         (folder / "config.json").write_text("{}")
@@ -370,7 +372,7 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_run_go_and_those_of_a_running_one_stay(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "m.gguf").write_bytes(b"GGUF and more")
+    (tmp_path / "m.gguf").write_bytes(NO_TENSORS)
     monkeypatch.setattr(gguf_cache, "_dequantise", lambda path, digest, folder: None)
     folder, _ = gguf_cache.dequantised(tmp_path / "m.gguf")
     folder.rmdir()

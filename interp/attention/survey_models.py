@@ -4,7 +4,6 @@ Five models are named in accounts of "The Routing and Filtering Structure of Att
 from its head count of 1,776: 144 + 384 + 720 + 384 + 144. Which five they were is inferred, not known.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from interp.attention.encoder import encoder_shape, is_encoder
 from interp.errors import InputError
 from interp.loading import parse_device, parse_dtype
 from interp.model import HookedModel
+from interp.model_folder import check_counts, read_settings
 from interp.presets import PRESETS
 from interp.quiet import quiet_transformers
-from interp.weights import fetch
+from interp.weights import checked_weights, fetch
 
 FIVE = {
     "gpt2": "openai-community/gpt2",
@@ -89,26 +89,38 @@ def _encoder(source: str) -> tuple[Path, str | None] | None:
             return None
         path = fetch(hub_id)
     try:
-        config: Any = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return (path, hub_id) if isinstance(config, dict) and config.get("model_type") == "bert" else None
+        known = read_settings(path, source).get("model_type") == "bert"
+    except (OSError, InputError):
+        return None  # said in words where a model of any other kind is loaded
+    return (path, hub_id) if known else None
 
 
 def _open_encoder(folder: Path, hub_id: str | None, dtype: str | None, device: str | None) -> nn.Module:
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     if hub_id is not None:
         folder = fetch(hub_id, weights=True, revision=folder.name)
     with quiet_transformers():
         try:
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        except Exception as error:  # each family checks its own fields, and raises errors of many kinds
+            raise InputError(
+                f"the config in {folder} could not be read: {' '.join(str(error).split()):.300}"
+            ) from error
+    check_counts(config, str(folder))
+    checked_weights(AutoModel, config, folder)
+    with quiet_transformers():
+        try:
             whole: Any = AutoModel.from_pretrained(
                 str(folder),
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
                 dtype=parse_dtype(dtype) or torch.float32,
                 output_loading_info=True,
                 add_pooling_layer=False,
             )
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError, MemoryError) as error:
             raise InputError(f"the weights in {folder} could not be loaded: {error}") from error
     model, info = whole
     if missing := sorted(info["missing_keys"]):
