@@ -89,7 +89,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], Any]:
             raise ValueError(f"{KEY} in its header is a {type(header).__name__}")
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no {path.name}, so it is no finished {what}") from None
-    except (OSError, SafetensorError, MemoryError, *NOT_JSON) as error:
+    except (OSError, SafetensorError, MemoryError, TypeError, *NOT_JSON) as error:  # TypeError: kinds torch lacks
         raise InputError(
             f"{path} is damaged or cut short ({error}); take the {what} from a copy, or make it again"
         ) from None

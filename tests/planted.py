@@ -65,7 +65,11 @@ def store(
     spec = StoreSpec(
         model="planted", sites=tuple(sites), dtype="float32", tokens=tokens.digest, max_length=32, docs="all"
     )
-    part = {"spec": asdict(spec), "first_doc": 0, "shards": len(entries), "file_documents": len(tokens)}
+    part = {
+        "plan": "plan.json", "spec": asdict(spec), "first_doc": 0, "shards": len(entries), "rows": len(acts),
+        "file_documents": len(tokens), "documents": len(tokens), "tokens": tokens.n_tokens, "splits": 0, "excluded": {},
+        "padding_waste": 0.0, "versions": {},
+    }  # fmt: skip
     manifest = contents({name: list(shape) for name, shape in shapes.items()}, "float32", [part], entries)
     (path / "manifest.json").write_text(json.dumps(manifest))
     return ActivationStore.open(path)

@@ -292,7 +292,7 @@ def test_a_damaged_feature_list_is_refused(tmp_path):
     write_features(path, [Feature(0, 0.0, 0.0, 0.0, (), (), (), (), ())])
     with path.open("a") as file:
         file.write('{"index": 1}\n')
-    with pytest.raises(InputError, match=r"features.jsonl, line 2, is no feature \('examples'\)"):
+    with pytest.raises(InputError, match=r"features\.jsonl, line 2 has density, .*; got index"):
         list(load_features(path))
 
 
