@@ -124,7 +124,7 @@ patched = range(0, n_layers, EVERY)
 table = activation_patching(
     model, clean, corrupt, [f"resid_post.{i}" for i in patched], metric, positions="each", show=False
 )
-columns = [f"{a} / {b}" if a != b else a for a, b in zip(clean_tokens, corrupt_tokens, strict=True)]
+columns = [f"{a.strip()} / {b.strip()}" if a != b else a for a, b in zip(clean_tokens, corrupt_tokens, strict=True)]
 figure = blank(height=420, xaxis_title="patched token (clean / corrupt)", yaxis_title="residual stream after layer")
 figure.add_heatmap(
     z=table.share, y=list(patched), x=columns, zmid=0, zmin=-1, zmax=1, xgap=2,

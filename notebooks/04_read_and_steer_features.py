@@ -28,7 +28,7 @@ from IPython.display import display
 from interp import HookedModel, Lens, Site, extract, read_corpus, split, tokenize
 from interp.batching import batches
 from interp.effects import compare
-from interp.figures.style import dress
+from interp.figures.style import GREY, dress
 from interp.figures.token_highlights import highlight_tokens, token_grid
 from interp.lens import token_strings
 from interp.steering.generation import Writing, generate_texts
@@ -181,7 +181,7 @@ for way in dict.fromkeys(way for way, _ in edits):
         mode="lines+markers",
         name=way if not way.startswith("random") else "random direction",
         line_dash="dot" if way.startswith("random") else "solid",
-        line_color="#7d848c" if way.startswith("random") else None,
+        line_color=GREY if way.startswith("random") else None,
         showlegend=way in ("add", "clamp", "random 0"),
         text=[f"strength {strength:g}" for strength in STRENGTHS],
     )

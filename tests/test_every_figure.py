@@ -75,7 +75,7 @@ def speed(name: str) -> dict[str, Any]:
 
 DOTS = [Dots("trained", [(0.5, 0.4, 0.7), (0.2, 0.1, 0.3)])]
 POINTS = [{"name": str(k), "x": k, "y": 0.1 * k, "series": "s", "colour": "c", "dash": 1} for k in (500, 700)]
-TITLED = {"x_title": "layer", "y_title": "share"}
+TITLED: dict[str, Any] = {"x_title": "layer", "y_title": "share"}
 
 # What draws, and the words that its axes have to say: quantities, and units where they have one.
 CASES: dict[str, tuple[Callable[[], Any], set[str]]] = {
