@@ -24,9 +24,9 @@ def kept(name: str) -> int:
 def table(record: dict[str, Any]) -> str:
     """Markdown: one line for each group of targets, and all together."""
     lines = [
-        "| what is read | targets | inputs tried | gave a value | refused in words | failures left | "
+        "| what is read | targets | seconds | inputs tried | gave a value | refused in words | failures left | "
         "findings fixed and replayed | slowest input |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     runs = record["targets"]
     groups = {title: [n for n, t in TARGETS.items() if t.group == group] for group, title in GROUPS.items()}
@@ -34,7 +34,8 @@ def table(record: dict[str, Any]) -> str:
         own = [runs[name] for name in names if name in runs]
         sums = [sum(one.get(key, 0) for one in own) for key in ("executions", "value", "refused")]
         left, fixed = sum(len(one["findings"]) for one in own), sum(map(kept, names))
-        cells = [len(own), *sums, left, fixed, f"{max(one.get('slowest_ms', 0) for one in own):,.0f} ms"]
+        seconds = round(sum(one["seconds"] for one in own))
+        cells = [len(own), seconds, *sums, left, fixed, f"{max(one.get('slowest_ms', 0) for one in own):,.0f} ms"]
         shown = " | ".join(cell if isinstance(cell, str) else f"{cell:,}" for cell in cells)
         lines.append(f"| {title} | {shown} |")
     return "\n".join(lines) + "\n"
