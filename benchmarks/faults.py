@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py                       # all, as in results/faults.json
     python benchmarks/faults.py --add --seed 1 --rounds 60 --kinds kills --jobs extract train      # more of them
-    python benchmarks/faults.py --rounds 4 --jobs train --kinds kills full --out /tmp/faults.json
+    python benchmarks/faults.py --rounds 4 --jobs train --kinds kills full --out faults.json
 
 Each fault is put into a real job on a tiny model (`faults_jobs.py`), at a point drawn from the seed, in a process of
 its own; then the same command is given again until it is done. A fault is survived if the folder is the undisturbed
