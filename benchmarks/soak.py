@@ -14,7 +14,8 @@ and generate under it. Everything the cycle wrote is deleted. Then garbage is co
     objects        Python objects that the garbage collector follows, tensors among them
     cache          bytes in midlens's cache folder, which is one of its own here
 
-Memory freed is not handed back to the system by force, so fragmentation counts as growth. Growth an hour is the slope
+Memory freed is not handed back to the system by force, so fragmentation counts as growth; MALLOC_ARENA_MAX and its
+like, in the environment, are recorded. Growth an hour is the slope
 of Theil (1950) and Sen (1968), the median over pairs of cycles, after a warm-up of the first fifth of the time;
 the interval is Sen's at 95 %, which takes the deviations of cycles for independent. A count that stays the same has the
 slope 0. Cycles repeat the same options and seeds, for what differs would be another load, not growth.
@@ -211,7 +212,9 @@ def main() -> None:
         rows = soak(Load(), o.work, minutes=o.minutes, cycles=o.cycles)
         found = {name: value._asdict() for name, value in growth(rows).items()}
         about = environment(["torch", "transformers", "numpy", "safetensors", "plotly"])
-        result = {"growth": found, "load": dataclasses.asdict(Load()), "samples": rows, "environment": about}
+        heap = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+        result = {"growth": found, "load": dataclasses.asdict(Load()), "heap": heap, "samples": rows}
+        result["environment"] = about
         write_json(o.out, result)
         page(result, o.work / "soak.html")
     sys.stdout.write(table(result) + "\n")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
 from interp.figures.style import BLUE, VERMILLION, dress
@@ -31,7 +31,7 @@ def trend_panels(
         rows=rows, cols=columns, subplot_titles=list(series), horizontal_spacing=0.1, vertical_spacing=0.3 / rows
     )
     for panel, (title, values) in enumerate(series.items()):
-        place = {"row": panel // columns + 1, "col": panel % columns + 1}
+        place: dict[str, Any] = {"row": panel // columns + 1, "col": panel % columns + 1}
         figure.add_scatter(
             x=list(x),
             y=list(values),
