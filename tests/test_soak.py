@@ -40,7 +40,7 @@ def test_cycles_of_a_tiny_model_hold_nothing_that_grows(tmp_path: Path, monkeypa
 def test_counts_are_the_systems(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = soak.held()
-    kept = [torch.full((1 << 22,), 1.0), torch.zeros(1)]
+    kept = [torch.full((1 << 25,), 1.0), torch.zeros(1)]
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(5)]
     try:
         after = soak.held()
@@ -48,7 +48,7 @@ def test_counts_are_the_systems(tmp_path: Path, monkeypatch):
         for file in files:
             os.close(file)
     assert after["files"] - before["files"] == 5 and after["tensors"] - before["tensors"] == len(kept)
-    assert 15 << 20 < after["rss"] - before["rss"] < 24 << 20
+    assert 100 << 20 < after["rss"] - before["rss"] < 160 << 20  # of 128
     assert soak.held()["files"] == before["files"]
 
 
