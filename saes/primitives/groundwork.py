@@ -63,7 +63,8 @@ def dictionary(config: PrimitivesConfig, model: HookedModel, emotions: Categorie
     assert site is not None
     config.recipe.shape(model.cfg.d_model)  # what cannot be trained is found out before the extraction
     stores = _stores(config, model, emotions, site)
-    sae = fit(stores["train"], config.recipe, config.out / "sae", site=site, device=model.device).to(model.device)
+    fit(stores["train"], config.recipe, config.out / "sae", site=site, device=model.device)
+    sae = SAE.load(config.out / "sae").to(model.device)  # as a run that goes on finds it
     path = config.out / "evaluation.json"
     if not path.exists():
         tokens = TokenFile.open(config.out / "tokens" / "held_out")
