@@ -72,10 +72,10 @@ def held_by(folder: Path) -> Piece | None:
     if not (folder / FILE).exists():
         return None
     content = read_object(folder / FILE, "piece")
-    numbers = [content.get(name) for name in ("piece", "of")]
-    if not all(type(number) is int for number in numbers):
-        raise InputError(f"{folder / FILE} is damaged: piece and of are {numbers}, expected whole numbers")
-    return Piece(*numbers)
+    index, count = content.get("piece"), content.get("of")
+    if type(index) is not int or type(count) is not int:
+        raise InputError(f"{folder / FILE} is damaged: piece and of are {[index, count]}, expected whole numbers")
+    return Piece(index, count)
 
 
 def _holds_plan(folder: Path) -> bool:

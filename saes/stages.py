@@ -50,7 +50,8 @@ class Stages:
     def stage(self, name: str, what: str) -> Iterator[None]:
         """One stage: a line before it, its seconds after it, interrupted or not."""
         number = list(self.budget).index(name) + 1
-        self.say(f"[{number}/{len(self.budget)}] {name}: {what} (the demo: {self.budget[name]:.0f} s at most on 2 cores)")
+        usual = f"the demo: {self.budget[name]:.0f} s at most on 2 cores"
+        self.say(f"[{number}/{len(self.budget)}] {name}: {what} ({usual})")
         start = time.perf_counter()
         try:
             yield
@@ -62,4 +63,5 @@ class Stages:
 
     def close(self) -> None:
         """Say what the whole run took beside its budget."""
-        self.say(f"{sum(self.seconds.values()):.0f} s in all (the demo: {sum(self.budget.values()):.0f} s at most on 2 cores)")
+        usual = f"the demo: {sum(self.budget.values()):.0f} s at most on 2 cores"
+        self.say(f"{sum(self.seconds.values()):.0f} s in all ({usual})")
