@@ -102,11 +102,8 @@ boards_figure(rules, [*shown[:7], Board(own.boards[-1], "at the end", own.boards
 # whose form is known.
 
 # %%
-study = probe_study(
-    {"solver": solver},
-    ProbeConfig(puzzles=PROBE_PUZZLES, probes=("logistic",), transfer=False, draws=50 if SMALL else 300),
-    show=False,
-)
+asked = ProbeConfig(puzzles=PROBE_PUZZLES, probes=("logistic",), transfer=False, draws=50 if SMALL else 300)
+study = probe_study({"solver": solver}, asked, show=False)
 sources = {"trained": "trained", "random": "random weights",
            "uniform": "uniform attention", "shuffled": "shuffled labels"}  # fmt: skip
 

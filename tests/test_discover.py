@@ -72,7 +72,7 @@ def test_whole_then_again(config: DiscoverConfig, monkeypatch: pytest.MonkeyPatc
     lines: list[str] = []
     path = discover(config, say=lines.append)
     assert path == config.out / "report.html" and "<html" in path.read_text()[:2000]
-    assert sum("budget" in line for line in lines) == 8  # seven stages and the sum
+    assert sum("(the demo: " in line for line in lines) == 8  # seven stages and the sum
     sae = SAE.load(config.out / "sae")
     assert sae.config.k == 4
     numbers = json.loads((config.out / "evaluation.json").read_text())

@@ -127,7 +127,7 @@ def test_stores_that_claim_the_same_text_but_hold_other_rows_are_refused(tmp_pat
     ):
         PairedRows(a, twice)
     part = json.loads((a.path / "manifest.json").read_text())
-    part["parts"].append(part["parts"][0])
+    part["parts"].append({**part["parts"][0], "plan": "plan-00001.json"})
     (a.path / "manifest.json").write_text(json.dumps(part))
     with pytest.raises(InputError, match=r"has 2 parts and chat .* 1: not one text"):
         PairedRows(ActivationStore.open(a.path), shorter)

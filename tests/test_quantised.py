@@ -279,7 +279,7 @@ def test_versions(store, exact, monkeypatch):
         size = int.from_bytes(head[:8], "little")
         assert json.loads(head[8 : 8 + size])["__metadata__"]["version"] == version
         assert len(ActivationStore.open(made.path)) == len(made)
-    monkeypatch.setattr("interp.store.VERSIONS", (1,))
+    monkeypatch.setattr("interp.manifest.VERSIONS", (1,))
     assert len(ActivationStore.open(exact.path)) == len(exact)
     with pytest.raises(
         InputError, match=r"no activation store of version 1 \(found 'midlens-activations', version 2\)"
