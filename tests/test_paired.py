@@ -126,9 +126,11 @@ def test_stores_that_claim_the_same_text_but_hold_other_rows_are_refused(tmp_pat
         InputError, match=r"base has token \d+, document 1, position 7 and chat token \d+, document 1, pos"
     ):
         PairedRows(a, twice)
-    part = json.loads((a.path / "manifest.json").read_text())
-    part["parts"].append({**part["parts"][0], "plan": "plan-00001.json"})
-    (a.path / "manifest.json").write_text(json.dumps(part))
+    manifest = json.loads((a.path / "manifest.json").read_text())
+    whole, rows = manifest["parts"][0], [shard["rows"] for shard in manifest["shards"]]
+    first = {**whole, "shards": 1, "rows": rows[0]}
+    rest = {**whole, "plan": "plan-00001.json", "shards": len(rows) - 1, "rows": sum(rows[1:])}
+    (a.path / "manifest.json").write_text(json.dumps({**manifest, "parts": [first, rest]}))
     with pytest.raises(InputError, match=r"has 2 parts and chat .* 1: not one text"):
         PairedRows(ActivationStore.open(a.path), shorter)
 
