@@ -18,7 +18,7 @@ if not Path("/proc/self/smaps_rollup").exists():
 HELD: list[object] = []
 
 
-def test_cycles_of_a_tiny_model_hold_nothing_that_grows(tmp_path: Path, monkeypatch):
+def test_cycles_of_a_tiny_model_leave_no_file_thread_or_tensor(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tiny_folder(tmp_path)
     for name, words in {"source": "w1 w2 w3", "target": "w7 w8 w9", "neutral": "w20 w21 w22"}.items():
