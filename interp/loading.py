@@ -222,7 +222,8 @@ def _load_whole(
     from transformers import AutoModelForCausalLM
 
     refuse_tied(options, config)
-    pickled = checked_weights(AutoModelForCausalLM, config, folder, trust_pickle=trust_pickle)
+    checks = {"trust_pickle": trust_pickle, "in_parts": bool(options)}
+    pickled = checked_weights(AutoModelForCausalLM, config, folder, **checks)
     with quiet_transformers():
         try:
             whole: Any = AutoModelForCausalLM.from_pretrained(

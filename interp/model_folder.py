@@ -99,8 +99,10 @@ def check_layers(n_layers: int, n_tensors: int, folder: Path) -> None:
         )
 
 
-def check_size(empty: nn.Module, stored: int, folder: Path) -> None:
+def check_size(empty: nn.Module, stored: int, folder: Path, *, in_parts: bool = False) -> None:
     """Refuse a model (on the meta device) far larger than its weight files of `stored` bytes.
+
+    Unless it is loaded `in_parts` (on several devices, on disk), they are held against this machine's memory too.
 
     One bit a weight is the least that any format takes: a factor of 8, and as much again for what is not stored.
     """
@@ -110,7 +112,8 @@ def check_size(empty: nn.Module, stored: int, folder: Path) -> None:
             f"the config.json in {folder} speaks of {wanted:,} parameters, but its weight files hold {stored:,} bytes; "
             "do the two belong together?"
         )
-    beyond_memory(stored, f"the model in {folder}")
+    if not in_parts:
+        beyond_memory(stored, f"the model in {folder}")
 
 
 def weight_files(folder: Path, *, trust_pickle: bool) -> list[Path]:

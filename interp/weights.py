@@ -92,14 +92,17 @@ def built_empty(kind: Any, config: Any, folder: Path, **options: Any) -> Any:
             raise InputError(f"no model can be built from the config.json in {folder} ({reason:.300})") from error
 
 
-def checked_weights(kind: Any, config: Any, folder: Path, *, trust_pickle: bool = False) -> bool:
+def checked_weights(
+    kind: Any, config: Any, folder: Path, *, trust_pickle: bool = False, in_parts: bool = False
+) -> bool:
     """Refuse weights that may run code, lead elsewhere, or cannot be those of the config; whether they are pickles."""
     named = read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
     files = weight_files(folder, trust_pickle=trust_pickle)
     pickled = files[0].suffix != ".safetensors"
     if not pickled:
         check_layers(config.num_hidden_layers, len(named or shards_of(folder, None)), folder)
-    check_size(built_empty(kind, config, folder), sum(path.stat().st_size for path in files), folder)
+    stored = sum(path.stat().st_size for path in files)
+    check_size(built_empty(kind, config, folder), stored, folder, in_parts=in_parts)
     return pickled
 
 

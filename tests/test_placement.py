@@ -5,6 +5,7 @@ hooks fetch for each call; and on torch's fake tensors, which compute no numbers
 that this build of torch can fake) and refuse to mix them.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from interp.errors import InputError
 from interp.extract import extract
 from interp.loading import load_hf
 from interp.model import HookedModel
+from interp.model_folder import check_size
 from interp.sites import Point, Site
 from interp.steering.closed_forms import add
 from interp.taps import DERIVED
@@ -163,3 +165,14 @@ def test_what_does_not_go_together_is_refused(saved, monkeypatch):
     assert "max_memory and tp_plan" in refusal(tp_plan="auto", max_memory={0: 1})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install accelerate" in refusal(device_map="auto")
+
+
+def test_weights_beyond_this_machines_memory_are_refused_only_where_they_go_there(tmp_path: Path):
+    """Its parts may lie on other devices or on disk; a config that asks for far more than its files hold never may."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    empty = nn.Linear(2, 2, device="meta")
+    with pytest.raises(InputError, match="GiB, and this machine has"):
+        check_size(empty, 5 * memory, tmp_path)
+    check_size(empty, 5 * memory, tmp_path, in_parts=True)
+    with pytest.raises(InputError, match="do the two belong together"):
+        check_size(nn.Linear(2**20, 2**20, device="meta"), 2**20, tmp_path, in_parts=True)
