@@ -43,14 +43,16 @@ def run(given: dict[str, Any], folder: Path, point: list[str]) -> None:
     from saes.primitives.pipeline import run_primitives
 
     planning.EFFORTS = (planning.Effort(4, 1, 6),)
-    stage, counts, log = "", dict.fromkeys(WATCHED, 0), [] if point else folder.with_suffix(".log").open("w")
+    stage, counts = "", dict.fromkeys(WATCHED, 0)
+    # Without a buffer: threads of the run are watched too, and text files of Python are not made for several.
+    log = None if point else os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def told(name: str, side: str) -> None:
         counts[name] += side == "before"
         if point and [name, str(counts[name]), side] == point:
             os.kill(os.getpid(), signal.SIGKILL)
-        if not isinstance(log, list) and side == "before":
-            log.write(f"{stage} {name}\n")
+        if log is not None and side == "before":
+            os.write(log, f"{stage} {name}\n".encode())
 
     def say(line: str) -> None:
         nonlocal stage
@@ -61,8 +63,6 @@ def run(given: dict[str, Any], folder: Path, point: list[str]) -> None:
         watch(name, told)
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     run_primitives(PrimitivesConfig(**tuples, out=folder), say=say)
-    if not isinstance(log, list):
-        log.close()
 
 
 def main(given: dict[str, Any]) -> None:
