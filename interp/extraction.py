@@ -25,6 +25,7 @@ from interp.budget import Search
 from interp.errors import InputError
 from interp.feeding import Feed
 from interp.finishing import facts_here, seal
+from interp.heap import trimmed
 from interp.manifest import FORMAT, part_file, shard_file, version_of
 from interp.pieces import Piece
 from interp.pinned import SLOTS
@@ -115,6 +116,7 @@ class Extraction:
         self.fill(progress=progress)
         return ActivationStore.open(self.path)
 
+    @trimmed()
     def fill(self, *, progress: bool | None = None) -> None:
         """Compute what is missing, and seal the store if this is the whole of it."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import torch
 
 from interp.corpus import read_corpus, split
 from interp.extract import extract
+from interp.heap import trimmed
 from interp.lens import Lens
 from interp.loading import parse_dtype
 from interp.loop import read_metrics
@@ -89,6 +90,7 @@ class DiscoverConfig:
         )
 
 
+@trimmed()
 def discover(config: DiscoverConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished yet; returns the path of the report. `say` gets lines of text."""
     config.out.mkdir(parents=True, exist_ok=True)

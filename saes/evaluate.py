@@ -29,6 +29,7 @@ from torch import Tensor
 from interp.batching import Batch, batches
 from interp.effects import Edits, Effects, compare
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.model import HookedModel
 from interp.sites import Site
 from interp.store import ActivationStore
@@ -165,6 +166,7 @@ def _renamed(values: Mapping[str, float], names: Mapping[str, str]) -> dict[str,
     return {new: values[old] for new, old in names.items()}
 
 
+@trimmed()
 def evaluate(
     sae: SAE,
     store: ActivationStore,

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.loop import NotFinite, claim
 from interp.model import HookedModel
 from interp.progress import bar
@@ -53,6 +54,7 @@ class Member:
     path: Path
 
 
+@trimmed()
 def sweep(
     rows: Rows,
     grid: Members,

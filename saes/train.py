@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.loop import NotFinite
 from interp.progress import bar
 from interp.sealing import only_writer
@@ -33,6 +34,7 @@ _KEPT = "Checkpoints written before are whole."
 DIVERGED = f"though all activations are finite: training diverged. {_KEPT} Take a smaller lr and another folder"
 
 
+@trimmed()
 def fit(
     store: Rows,
     config: TrainConfig,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.model import HookedModel
 from interp.steering.generation import Writing, generate_texts
 from interp.steering.prompts import Prompt, has_chat
@@ -57,9 +58,17 @@ def apply_job(
             f"{model.name} has no chat template: leave chat out, and the prompts are continued as they are"
         )
     given = [Prompt(text, instruction=chat) for text in prompts]
-    writing = Writing(config.max_new_tokens, config.temperature, config.top_p, config.batch_size, config.seed)
-    steered = generate_texts(model, given, steering.hooks(), writing=writing).texts
-    plain = generate_texts(model, given, writing=writing).texts if config.beside else None
+    steered, plain = _written(model, given, steering, config)
     for i, text in enumerate(prompts):
         row = {"prompt": text, "steered": steered[i]}
         yield row if plain is None else {**row, "unsteered": plain[i]}
+
+
+@trimmed()
+def _written(
+    model: HookedModel, prompts: list[Prompt], steering: Steering, config: ApplyConfig
+) -> tuple[list[str], list[str] | None]:
+    """Texts under the steering and, if asked for, without it."""
+    writing = Writing(config.max_new_tokens, config.temperature, config.top_p, config.batch_size, config.seed)
+    steered = generate_texts(model, prompts, steering.hooks(), writing=writing).texts
+    return steered, generate_texts(model, prompts, writing=writing).texts if config.beside else None

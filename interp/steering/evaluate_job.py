@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from interp.corpus import Corpus, read_corpus, split
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.judges import EmbeddingJudge, Judge, LexiconJudge, LogProbJudge
 from interp.model import HookedModel
 from interp.multiple_choice import read_items
@@ -67,6 +68,7 @@ class EvaluateConfig(EvaluationConfig):
                 raise InputError(f"{name} {' '.join(given)}: expected some of {', '.join(known)}")
 
 
+@trimmed()
 def evaluate_job(
     model: HookedModel | str,
     steerings: Sequence[str | Path],

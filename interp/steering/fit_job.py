@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.jsonlines import json_objects
 from interp.model import HookedModel
 from interp.moments import Positions, Whitening
@@ -84,6 +85,7 @@ class FitConfig:
             raise InputError(f"scope {self.scope!r}: expected all, prompt, last-prompt or generated")
 
 
+@trimmed()
 def fit_job(
     model: HookedModel | str, config: FitConfig, out: str | Path, *, announce: Callable[[str], object] | None = None
 ) -> Steering:

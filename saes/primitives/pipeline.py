@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from interp.heap import trimmed
 from interp.lens import Lens
 from interp.loading import PRESETS
 from interp.sealing import only_writer, read_json
@@ -40,6 +41,7 @@ SHARES = {"model": 0.03, "text": 0.07, "sae": 0.25, "site": 0.04, "catalogue": 0
 _PROMOTED = 12
 
 
+@trimmed()
 def run_primitives(config: PrimitivesConfig, *, say: Callable[[str], None] | None = None) -> Path:
     """Run every stage that is not finished; returns the path of the page. `say` gets lines of text."""
     say, out = say or (lambda line: None), config.out

@@ -1,0 +1,89 @@
+"""`interp.heap`: freed memory leaves the process when a job ends; where the C library cannot do it nothing breaks.
+
+The pieces of memory here are each too small for glibc to map by themselves, with one kept behind each freed stretch, so
+that neither `free` nor the end of the heap gives anything back.
+"""
+
+import ctypes
+import platform
+from pathlib import Path
+
+import pytest
+
+from interp import heap
+from interp.heap import trimmed
+
+PIECES, SIZE = 4096, 64 * 1024  # 256 MiB in all
+GLIBC = platform.libc_ver()[0] == "glibc"
+
+
+def resident() -> int:
+    """Bytes of anonymous memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def scattered() -> list[int]:
+    """Allocate and free; what is returned keeps a small piece alive behind every freed one."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    big, small = [], []
+    for _ in range(PIECES):
+        big.append(libc.malloc(SIZE))
+        ctypes.memset(big[-1], 1, SIZE)
+        small.append(libc.malloc(64))
+    for piece in big:
+        libc.free(piece)
+    return small
+
+
+def released(pieces: list[int]) -> None:
+    libc = ctypes.CDLL(None)
+    libc.free.argtypes = [ctypes.c_void_p]
+    for piece in pieces:
+        libc.free(piece)
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc keeps and trims")
+def test_freed_memory_leaves_the_process_when_the_job_is_over():
+    before = resident()
+    kept = scattered()
+    assert resident() - before > PIECES * SIZE / 2, "glibc gave it back by itself: this test shows nothing"
+    with trimmed():
+        pass
+    assert resident() - before < PIECES * SIZE / 8
+    released(kept)
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc keeps and trims")
+def test_a_decorated_job_that_fails_gives_memory_back_too():
+    kept: list[int] = []
+
+    @trimmed()
+    def job() -> None:
+        kept.extend(scattered())
+        raise ValueError("of the job")
+
+    before = resident()
+    with pytest.raises(ValueError, match="of the job"):
+        job()
+    assert resident() - before < PIECES * SIZE / 8
+    released(kept)
+
+
+def test_without_the_function_nothing_is_done(monkeypatch: pytest.MonkeyPatch):
+    class Bare:
+        """A C library without malloc_trim, as on macOS and musl."""
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Bare())
+    heap._malloc_trim.cache_clear()
+    try:
+        with trimmed():
+            assert heap._malloc_trim() is None
+    finally:
+        monkeypatch.undo()
+        heap._malloc_trim.cache_clear()
