@@ -46,12 +46,15 @@ class Stages:
                 f"{path} is damaged: expected the seconds of each stage, got {self.seconds!r:.80}; remove it"
             )
 
+    def usual(self, seconds: float) -> str:
+        """What a stage may take, in words."""
+        return f"the demo: {seconds:.0f} s at most on 2 cores"
+
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """One stage: a line before it, its seconds after it, interrupted or not."""
         number = list(self.budget).index(name) + 1
-        usual = f"the demo: {self.budget[name]:.0f} s at most on 2 cores"
-        self.say(f"[{number}/{len(self.budget)}] {name}: {what} ({usual})")
+        self.say(f"[{number}/{len(self.budget)}] {name}: {what} ({self.usual(self.budget[name])})")
         start = time.perf_counter()
         try:
             yield
@@ -63,5 +66,4 @@ class Stages:
 
     def close(self) -> None:
         """Say what the whole run took beside its budget."""
-        usual = f"the demo: {sum(self.budget.values()):.0f} s at most on 2 cores"
-        self.say(f"{sum(self.seconds.values()):.0f} s in all ({usual})")
+        self.say(f"{sum(self.seconds.values()):.0f} s in all ({self.usual(sum(self.budget.values()))})")

@@ -50,7 +50,7 @@ from saes.primitives.lens_scores import (
     self_of,
 )
 from saes.primitives.sign_tests import needed
-from saes.primitives.word_tokens import MultiToken, token_sets
+from saes.primitives.word_tokens import MultiToken, TokenSets, token_sets
 from saes.sae import SAE
 
 Kind = Literal["naming", "self", "register"]
@@ -141,6 +141,13 @@ def literary_data(emotions: Categories | None = None) -> LiteraryData:
     return LiteraryData(emotions or categories(), persons, registers)
 
 
+def word_sets(model: HookedModel, data: LiteraryData, multi_token: MultiToken = "drop") -> tuple[TokenSets, TokenSets]:
+    """The tokens of the emotions' and of the persons' words; refuses a list of which no word has one."""
+    emotions, persons = (token_sets(model.tokenizer, words, multi_token=multi_token)
+                         for words in (data.emotions.words, data.person_words))  # fmt: skip
+    return emotions, persons
+
+
 def find_candidates(
     model: HookedModel,
     sae: SAE,
@@ -155,8 +162,7 @@ def find_candidates(
     """Lens and contrasts for every feature, then the rules; `site`: by default the SAE's own."""
     config = config or Selection()
     place = _place(model, sae, site, force)
-    words = token_sets(model.tokenizer, data.emotions.words, multi_token=config.multi_token)
-    persons = token_sets(model.tokenizer, data.person_words, multi_token=config.multi_token)
+    words, persons = word_sets(model, data, config.multi_token)
     sets = words.plus(persons)
     decoder, lens = sae.W_dec.detach(), Lens.of(model)
     found = read_sets(decoder, lens, sets, top_k=config.top_k, chunk_bytes=chunk_bytes, show=show)
@@ -185,6 +191,7 @@ def find_candidates(
         "leading": leading(found, words.names),
         "words": _word_facts(found, len(words.names), config),
         "words_without_token": {name: list(left) for name, left in sets.left_out.items()},
+        "words_by_first_token": {name: list(first) for name, first in sets.by_first.items()},
         "contrasts": {name: _facts(c, config) for name, c in {PERSONS[0]: selves, **contrasts}.items()},
     }
     return Catalogue(tuple(candidates), facts)

@@ -8,6 +8,7 @@
 active features a token: what a rule finds in it, it finds without anything having been learnt.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,23 +79,63 @@ def sae_outline(name: str) -> Outlined | None:
     return Outlined(name, config, config.d_in, config.d_sae, Site.parse(known) if known else None, config.k)
 
 
-def check_outline(found: Outlined, model: str, d: int, *, site: str | None) -> None:
-    """Refuse an SAE of another width, and as far as its files say, of another model or site."""
-    if found.d_in != d:
-        raise InputError(f"the SAE {found.name} reads width {found.d_in}, {model} has width {d}")
+def check_outline(found: Outlined, model: str, d: int, *, site: str | None, force: bool = False) -> None:
+    """Refuse an SAE of another width, and as far as its files say, of another site or, without `force`, model."""
+    _check_width(found.name, found.d_in, model, d)
     if found.config is not None:
         with torch.device("meta"):
             sae = SAE(found.config)
-        check_belongs(sae, model=model, site=places_of(sae, site=site).reads)
+        check_belongs(sae, model=None if force else model)
+        _check_site(found.name, sae, site)
 
 
-def given_sae(name: str, model: HookedModel, site: Site | None) -> SAE:
-    """Load an SAE and refuse it unless it belongs to the model, at the site (by default the SAE's own)."""
+def given_sae(name: str, model: HookedModel, site: Site | None, *, force: bool = False) -> SAE:
+    """Load an SAE and refuse it unless it belongs to the model, at the site (by default the SAE's own). `force`
+    overlooks the model's name."""
     preset = sae_preset(name)
     sae = load_sae(preset.name if preset else name, device=model.device)
-    (place,) = places_of(sae, site=site).reads
-    check_belongs(sae, model=_belonging(model, preset), site=place, d=model.cfg.d_model)
+    if sae.config.is_transcoder or sae.config.sources:
+        raise InputError(
+            f"the SAE {name} is a transcoder or crosscoder; primitives are looked for in an SAE that writes where it "
+            "reads: give one of a residual stream"
+        )
+    _check_width(name, sae.config.d_in, model.name, model.cfg.d_model)
+    check_belongs(sae, model=None if force else _belonging(model, preset))
+    _check_site(name, sae, site)
     return sae
+
+
+def sampled_digest(sae: SAE) -> str:
+    """sha256 of the shapes and of at most 4096 values, at even distances, of every tensor: it tells SAEs apart, cheaply
+    at full size."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        flat = tensor.detach().flatten()
+        at = torch.linspace(0, max(0, flat.numel() - 1), min(4096, flat.numel()), dtype=torch.float64).long()
+        sha.update(f"{name}|{tuple(tensor.shape)}|".encode() + flat[at.to(flat.device)].float().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _check_width(name: str, d: int, model: str, width: int) -> None:
+    if d != width:
+        raise InputError(
+            f"the SAE {name} reads activations of width {d}, {model} has width {width}. Give an SAE that was trained "
+            "on this model, or the model it was made for"
+        )
+
+
+def _check_site(name: str, sae: SAE, site: Site | str | None) -> None:
+    """There is no way to insist: its recipes would be refused at the other site by all that steers with them."""
+    own = sae.config.metadata.get("hook_name")
+    try:
+        check_belongs(sae, site=places_of(sae, site=site).reads)
+    except InputError as error:
+        if not own or site is None:
+            raise
+        raise InputError(
+            f"the SAE {name} was made for the site {own}, and is asked to work on {Site.parse(site)}. Leave the site "
+            "out (--site), or give an SAE of that site"
+        ) from error
 
 
 def _belonging(model: HookedModel, preset: SAEPreset | None) -> HookedModel | str | None:

@@ -1,7 +1,7 @@
 """The stages before the search: text, dictionary, facts of the site, and the catalogue beside an untrained SAE's.
 
     out/stories.jsonl   out/tokens/{train,held_out}   out/store/{train,held_out}   out/sae/   out/evaluation.json
-    out/site.safetensors   out/catalogue.json   out/untrained.json
+    out/parts.json   out/site.safetensors   out/catalogue.json   out/untrained.json
 
 Each function makes what is missing and reads what is there. Stories and stores exist only where an SAE is trained here;
 a given SAE is measured on the narrative text alone.
@@ -11,19 +11,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from interp.corpus import split
+from interp.errors import InputError
 from interp.extract import extract
 from interp.loading import parse_dtype
 from interp.model import HookedModel
 from interp.sealing import read_json, write_json
 from interp.sites import Site
+from interp.steering.fingerprint import fingerprint
 from interp.store import ActivationStore
 from interp.tokenfile import TokenFile, tokenize
 from saes.belongs import places_of
 from saes.evaluate import Evaluation, evaluate
-from saes.primitives.catalogue import KINDS, Catalogue, Kind, Selection, find_candidates
+from saes.primitives.catalogue import KINDS, Catalogue, Kind, Selection, find_candidates, word_sets
 from saes.primitives.categories import Categories
 from saes.primitives.data import story_openings
-from saes.primitives.dictionary import SiteFacts, given_sae, site_facts, untrained_like
+from saes.primitives.dictionary import SiteFacts, given_sae, sampled_digest, site_facts, untrained_like
 from saes.primitives.narrative import narrative_corpus, own_documents, write_stories
 from saes.primitives.options import PrimitivesConfig, data_of, site_of
 from saes.sae import SAE
@@ -46,6 +48,12 @@ def load_model(config: PrimitivesConfig) -> HookedModel:
     return HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
 
 
+def check_words(config: PrimitivesConfig, model: HookedModel, emotions: Categories) -> None:
+    """Refuse word lists that this model has no tokens for, before an SAE is trained."""
+    if not (config.out / "catalogue.json").exists():
+        word_sets(model, data_of(config, emotions), config.multi_token)
+
+
 def written_stories(config: PrimitivesConfig, model: HookedModel) -> None:
     """Let the model write what the SAE is trained on, unless one is given."""
     if config.sae is None and config.stories:
@@ -57,8 +65,9 @@ def dictionary(config: PrimitivesConfig, model: HookedModel, emotions: Categorie
     """The SAE given, checked to belong here; or one trained on narrative and other text."""
     site = site_of(config, model)
     if config.sae is not None:
-        sae = given_sae(config.sae, model, site)
+        sae = given_sae(config.sae, model, site, force=config.force)
         (place,) = places_of(sae, site=site).reads
+        model.anatomy.check(model.hf, place)
         return Dictionary(model, sae, place)
     assert site is not None
     config.recipe.shape(model.cfg.d_model)  # what cannot be trained is found out before the extraction
@@ -74,6 +83,21 @@ def dictionary(config: PrimitivesConfig, model: HookedModel, emotions: Categorie
     say(f"      on {found.n_tokens:,} held-out tokens: explained variance {found.explained_variance:.3f}, "
         f"{found.l0:.1f} active features, {found.dead_fraction:.1%} never active")  # fmt: skip
     return Dictionary(model, sae, site)
+
+
+def check_same_parts(config: PrimitivesConfig, found: Dictionary) -> None:
+    """Refuse to go on with another model or SAE than this folder's results are of, under whatever name it comes."""
+    path, own = config.out / "parts.json", {"model": fingerprint(found.model), "sae": sampled_digest(found.sae)}
+    if not path.exists():
+        write_json(path, own)
+        return
+    kept = read_json(path, "run")
+    names = {"model": config.model, "sae": config.sae or str(config.out / "sae")}
+    if other := [f"the {part} {names[part]}" for part in own if kept.get(part) != own[part]]:
+        raise InputError(
+            f"{' and '.join(other)} has other weights than when {config.out} was begun, and results of both would mix. "
+            "Put the earlier files back, or give another folder with --out; what is there is left as it is"
+        )
 
 
 def _stores(
@@ -123,10 +147,20 @@ def catalogues(
     own, twin = made
     for line in counted(own, twin):
         say(f"      {line['class']}, {line['category']}: {line['trained']} candidates, untrained {line['untrained']}")
-    if lost := sum(map(len, own.facts["words_without_token"].values())):
-        usable = sum(one["usable"] for one in own.facts["words"].values())
-        say(f"      {lost} of {lost + usable} words have no token of their own and are left out; the page lists them")
+    for line in words_said(own):
+        say(f"      {line}")
     return own, twin
+
+
+def words_said(catalogue: Catalogue) -> list[str]:
+    """What was done with words that are not single tokens, in words."""
+    lost, first = (sum(map(len, catalogue.facts.get(name, {}).values()))
+                   for name in ("words_without_token", "words_by_first_token"))  # fmt: skip
+    n = lost + sum(one["usable"] for one in catalogue.facts["words"].values())
+    lines = [f"{first} of {n} words are several tokens and count by their first; the page lists them"] if first else []
+    if lost:
+        lines.append(f"{lost} of {n} words have no token of their own and are left out; the page lists them")
+    return lines
 
 
 def counted(catalogue: Catalogue, untrained: Catalogue) -> list[dict[str, Any]]:

@@ -35,6 +35,8 @@ class PrimitivesConfig(TextFiles):
     """A folder, a preset or a hub name (SAELens's `llama_scope:l15r_32x` too); by default one is trained here."""
     site: str | None = None
     """Where to steer; by default the SAE's own site, or the model's mid-depth residual stream."""
+    force: bool = False
+    """Use an SAE whose files name another model, as for a fine-tuned or renamed copy of the model it was made for."""
     out: Path = Path("runs/primitives")
     """The run's folder; call again with the same options to go on after an interruption."""
     emotions: tuple[str, ...] = ()
@@ -163,28 +165,38 @@ def check_early(config: PrimitivesConfig) -> None:
     emotions_of(config, emotion_set(config))
     preset = sae_preset(config.sae) if config.sae else None
     own = PRESETS[config.model].saes if config.model in PRESETS else None
-    if preset is not None and own is not None and preset.source.replace(":", "/") not in own:
+    if preset is not None and own is not None and preset.source.replace(":", "/") not in own and not config.force:
         raise InputError(
             f"the SAE {preset.name} is for the model {preset.model}, and is asked to work on {config.model}. Give the "
-            "model it was made for, or another SAE"
+            "model it was made for, or another SAE, or insist (force=True, --force)"
         )
     if preset is not None and config.site is not None and Site.parse(config.site) != preset.site:
-        raise InputError(f"the SAE {preset.name} is for the site {preset.site}, not {Site.parse(config.site)}")
+        raise InputError(
+            f"the SAE {preset.name} is for the site {preset.site}, not {Site.parse(config.site)}. Leave the site out, "
+            "or give an SAE of that site"
+        )
 
 
 def check_endpoint(config: PrimitivesConfig, *, timeout: float = 10.0) -> None:
-    """Refuse an endpoint that nobody answers at, or whose key is not set, before there is anything to lose. Whatever
-    status the answer has will do: this costs nothing, and not every server lists its models. A run that has answers
-    already goes on without: it may need no more."""
+    """Refuse an endpoint that nobody answers at, or whose key is not set or not known there (status 401), before there
+    is anything to lose. Any other status will do: this costs nothing, and not every server lists its models. A run that
+    has answers already goes on without: it may need no more."""
     judges = remote_judges(config)
     if not judges or any((config.out / "answers").rglob("*.json")):
         return
     endpoint = judges[0].endpoint
-    endpoint.key()
+    headers = {} if (key := endpoint.key()) is None else {"Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{endpoint.url.rstrip('/')}/models", headers=headers)
     try:
-        urllib.request.urlopen(f"{endpoint.url.rstrip('/')}/models", timeout=timeout).close()
+        urllib.request.urlopen(request, timeout=timeout).close()
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == 401:
+            given = "no key was given" if key is None else f"the key of {endpoint.key_env} is not accepted"
+            raise InputError(
+                f"the endpoint {endpoint.url} asks for a key (status 401), and {given}. Name the environment variable "
+                "that holds it (--endpoint-key); nothing has been done yet"
+            ) from error
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"no answer from the endpoint {endpoint.url}, where the judges {', '.join(config.remote)} should be "

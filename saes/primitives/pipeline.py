@@ -2,6 +2,7 @@
 
     out/config.json                the options of this run; another configuration is refused in the same folder
     out/stories.jsonl  out/tokens  out/store  out/sae  out/evaluation.json      where an SAE is trained here
+    out/parts.json                 fingerprints of model and SAE; others are refused in the same folder
     out/site.safetensors           mean norm and firing rates
     out/catalogue.json             candidates       out/untrained.json    by the same rules, of an untrained SAE
     out/effort.json                speeds measured, the effort they allow, and what was cut
@@ -53,12 +54,14 @@ def run_primitives(config: PrimitivesConfig, *, say: Callable[[str], None] | Non
         stages = _Watched(out / "timings.json", say, budget={k: 60 * config.budget * v for k, v in SHARES.items()})
         with stages.stage("model", config.model):
             model = groundwork.load_model(config)
+            groundwork.check_words(config, model, known)
         with stages.stage("text", _text_line(config)):
             groundwork.written_stories(config, model)
         with stages.stage(
             "sae", config.sae or f"{config.architecture}, {config.recipe.width(model.cfg.d_model):,} wide"
         ):
             found = groundwork.dictionary(config, model, known, say)
+            groundwork.check_same_parts(config, found)
         with stages.stage("site", str(found.site)):
             facts = groundwork.facts_of_site(config, found, known, say)
         with stages.stage("catalogue", f"{found.sae.config.d_sae:,} features, and an untrained SAE of the same shape"):
@@ -94,6 +97,9 @@ def summary(coverage: Coverage) -> list[str]:
         control = coverage.passes("strict" if rule == "strictly" else "soft", "zero")
         lines.append(f"{count} of {n} emotions pass {rule} (95 % interval {low:.0%} to {high:.0%}); unsteered text: "
                      f"{control}; chance for an emotion: {chance:.2g}")  # fmt: skip
+    if any(bad for bad, _ in coverage.unreadable.values()):
+        each = ", ".join(f"{judge} {bad:,} of {n:,}" for judge, (bad, n) in coverage.unreadable.items())
+        lines.append(f"answers that could not be read, each a miss: {each}")
     if names := coverage.facts.get("unconfirmed"):
         lines.append(f"no significant naming-gate, so the leading features by lens were tried: {', '.join(names)}")
     if cut := coverage.facts.get("cut"):
@@ -109,6 +115,7 @@ def figures(out: Path) -> dict[str, Any]:
         "emotions": len(coverage.cells), "strict": coverage.strict[0], "soft": coverage.soft[0],
         "chance_strict": coverage.chance_strict, "chance_soft": coverage.chance_soft,
         "candidates": len(catalogue.candidates), "untrained": len(untrained.candidates),
+        "unreadable": sum(bad for bad, _ in coverage.unreadable.values()),
     }  # fmt: skip
 
 
@@ -119,6 +126,10 @@ class _Watched(Stages):
     def total(self) -> float:
         """Seconds of wall time so far."""
         return sum(value for name, value in self.seconds.items() if not name.endswith(" processor"))
+
+    def usual(self, seconds: float) -> str:
+        """Its share of the budget."""
+        return f"of the budget: {seconds:.0f} s"
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:

@@ -167,7 +167,7 @@ def outline(config: PrimitivesConfig, *, local_judges: int = LOCAL_JUDGES) -> di
     shapes, sae = _shapes(config), sae_outline(config.sae) if config.sae else None
     d, v, layers = shapes.spec.d_model, shapes.spec.d_vocab, shapes.spec.n_layers
     if sae is not None:
-        check_outline(sae, config.model, d, site=config.site)
+        check_outline(sae, config.model, d, site=config.site, force=config.force)
     f = sae.d_sae if sae else config.recipe.width(d) if config.sae is None else None
     judges = len(config.remote) + (local_judges if "local" in config.judges else 0)
     ends = (EFFORTS[-1], EFFORTS[0])

@@ -192,6 +192,16 @@ class Coverage:
         count = self.passes("soft")
         return count, wilson(count, len(self.cells))
 
+    @property
+    def unreadable(self) -> dict[str, tuple[int, int]]:
+        """Of each judge: how many of its answers about the texts of all conditions, forced choices and yes or no, could
+        not be read, and how many it gave."""
+        found = {}
+        for judge in self.judges:
+            answers = [a.get(judge) for cell in self.cells for one in cell.samples for a in (one.votes, one.yes)]
+            found[judge] = (sum(answer is None for answer in answers), len(answers))
+        return found
+
     def table(self) -> list[dict[str, Any]]:
         """One row for each cell and condition."""
         return [

@@ -110,6 +110,9 @@ def _validity(task: Task, panel: PanelRun, say: Say) -> dict[str, list[int]]:
     found = judge_validity(panel, texts)
     say("      right about scenes of known emotion: "
         + ", ".join(f"{name} {right}/{n}" for name, (right, n, _) in found.items()))  # fmt: skip
+    for name, (_, n, unread) in found.items():
+        if unread:
+            say(f"      {name}: {unread} of {n} answers about them could not be read; each counts as a miss")
     return {name: list(row) for name, row in found.items()}
 
 

@@ -7,8 +7,8 @@ A word's tokens are all single tokens that decode to it, with and without a lead
 capitals and capitalised. The unembedding has no row for a word of several tokens. Such a word is left out, or, with
 `multi_token="first"`, stands for the first token of " word", which speaks for every word that begins like it: a wider
 net with more noise, for languages and vocabularies where most words would be lost. A token that words of two sets
-claim speaks for neither; within a set it belongs to the first word that claims it. What is left out is listed, and a
-set of which nothing is left is an error: its score would be a score of nothing.
+claim speaks for neither; within a set it belongs to the first word that claims it. What is left out is listed, and so
+is what counts by its first token. A set of which nothing is left is an error: its score would be a score of nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +36,9 @@ class TokenSets:
     words: tuple[tuple[WordTokens, ...], ...]
     """Of each set; none is empty."""
     left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By set: words without a token of their own."""
+    """By set: words that no token stands for."""
+    by_first: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By set: words of several tokens that count by the first of them."""
 
     def __post_init__(self) -> None:
         if not self.names or len(self.names) != len(self.words) or len(set(self.names)) != len(self.names):
@@ -48,12 +50,14 @@ class TokenSets:
             if not words or not all(word.ids for word in words):
                 raise InputError(
                     f"no token stands for any word of {name!r} (left out: {', '.join(self.left_out.get(name, ()))}). "
-                    'Add words that are single tokens of this model, or take first tokens (multi_token="first")'
+                    "Add words that are single tokens of this model (words, --words), or take first tokens "
+                    '(multi_token="first", --multi-token first)'
                 )
 
     def plus(self, other: "TokenSets") -> "TokenSets":
         """These sets, then those of `other`; a token may stand in both."""
-        return TokenSets(self.names + other.names, self.words + other.words, self.left_out | other.left_out)
+        return TokenSets(self.names + other.names, self.words + other.words, self.left_out | other.left_out,
+                         self.by_first | other.by_first)  # fmt: skip
 
 
 def token_sets(tokenizer: Any, words: Mapping[str, Sequence[str]], *, multi_token: MultiToken = "drop") -> TokenSets:
@@ -71,7 +75,7 @@ def token_sets(tokenizer: Any, words: Mapping[str, Sequence[str]], *, multi_toke
     }
     shared = _claimed_twice({name: {i for _, ids in rows for i in ids} for name, rows in found.items()})
     kept: list[tuple[WordTokens, ...]] = []
-    left_out: dict[str, tuple[str, ...]] = {}
+    left_out, by_first = dict[str, tuple[str, ...]](), dict[str, tuple[str, ...]]()
     for name, rows in found.items():
         taken, own = set(shared), []
         for word, ids in rows:
@@ -80,7 +84,9 @@ def token_sets(tokenizer: Any, words: Mapping[str, Sequence[str]], *, multi_toke
         kept.append(tuple(word for word in own if word.ids))
         if lost := tuple(word.word for word in own if not word.ids):
             left_out[name] = lost
-    return TokenSets(tuple(words), tuple(kept), left_out)
+        if first := tuple(word.word for word in kept[-1] if not any(text in table for text in _spellings(word.word))):
+            by_first[name] = first
+    return TokenSets(tuple(words), tuple(kept), left_out, by_first)
 
 
 def _by_string(tokenizer: Any) -> dict[str, list[int]]:
@@ -93,13 +99,17 @@ def _by_string(tokenizer: Any) -> dict[str, list[int]]:
 
 
 def _tokens_of(word: str, table: Mapping[str, list[int]], tokenizer: Any, multi_token: MultiToken) -> tuple[int, ...]:
-    word = word.strip()
-    variants = dict.fromkeys([word, word.lower(), word.upper(), word[:1].upper() + word[1:].lower()])
-    ids = [i for variant in variants for text in (variant, f" {variant}") for i in table.get(text, ())]
+    ids = [i for text in _spellings(word) for i in table.get(text, ())]
     if ids or multi_token == "drop":
         return tuple(dict.fromkeys(ids))
-    first = tokenizer(f" {word}", add_special_tokens=False)["input_ids"][:1]
+    first = tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"][:1]
     return tuple(i for i in first if i not in tokenizer.all_special_ids and tokenizer.decode([i]).strip())
+
+
+def _spellings(word: str) -> list[str]:
+    word = word.strip()
+    variants = dict.fromkeys([word, word.lower(), word.upper(), word[:1].upper() + word[1:].lower()])
+    return [text for variant in variants for text in (variant, f" {variant}")]
 
 
 def _claimed_twice(claims: Mapping[str, Iterable[int]]) -> set[int]:

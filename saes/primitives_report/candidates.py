@@ -68,19 +68,27 @@ def catalogue_section(
 
 
 def _words(catalogue: Catalogue) -> "Part | None":
-    """Of every list of words: how many the unembedding has a token for, and those that are left out."""
+    """Of every list of words: how many the unembedding has a token for, those that count by their first token, and
+    those that are left out."""
     from interp.page import Table
 
-    counted, lost = catalogue.facts.get("words", {}), catalogue.facts.get("words_without_token", {})
+    counted, lost, first = (
+        catalogue.facts.get(name, {}) for name in ("words", "words_without_token", "words_by_first_token")
+    )
     if not counted:
         return None
-    rows = [[name, one["usable"], len(lost.get(name, ())), ", ".join(lost.get(name, ()))]
-            for name, one in counted.items()]  # fmt: skip
-    used, out = (sum(row[i] for row in rows) for i in (1, 2))
-    title = f"Words: {used:,} of {used + out:,} have a token of their own in this model and count; the others do not"
-    return Table(
-        ["words of", "count", "left out", "which"], [[*row[:3], row[3] or MISSING] for row in rows], title=title
-    )
+    sizes = [(one["usable"], len(first.get(name, ())), len(lost.get(name, ()))) for name, one in counted.items()]
+    used, by_first, out = map(sum, zip(*sizes, strict=True))
+    title = f"Words: {used - by_first:,} of {used + out:,} have a token of their own in this model and count"
+    title += f", {by_first:,} count by their first token; the others do not" if by_first else "; the others do not"
+    head = ["words of", "count", "left out", "which"]
+    rows = [[name, str(n), str(left), ", ".join(lost.get(name, ())) or MISSING]
+            for (name, _), (n, _, left) in zip(counted.items(), sizes, strict=True)]  # fmt: skip
+    if by_first:
+        head = [*head[:2], "by their first token", *head[2:]]
+        rows = [[*row[:2], ", ".join(first.get(name, ())) or MISSING, *row[2:]]
+                for row, name in zip(rows, counted, strict=True)]  # fmt: skip
+    return Table(head, rows, title=title)
 
 
 def _groups(catalogue: Catalogue, untrained: Catalogue | None, kind: Kind) -> list[tuple[str, str | None]]:

@@ -45,6 +45,10 @@ def judge_section(coverage: Coverage, known: Known | None) -> "Section":
 
     judges, samples = tuple(coverage.judges), [one for cell in coverage.cells for one in cell.samples]
     parts: list[Part] = [Metrics(_tiles(coverage)), _each(judges, samples, known)]
+    if lost := [(judge, bad, n) for judge, (bad, n) in coverage.unreadable.items() if 2 * bad > n]:
+        each = ", ".join(f"{judge} ({bad:,} of {n:,})" for judge, bad, n in lost)
+        parts.append(Note(f"Most answers could not be read: {each}. Each counts as a miss, so what is found or not "
+                          "found with these judges says little about the texts."))  # fmt: skip
     if not known:
         parts.append(Note("No judge was tried on texts of known emotion, so nothing here says which of them is right."))
     if len(judges) > 1 and samples:
@@ -68,8 +72,9 @@ def _tiles(coverage: Coverage) -> "list[Tile]":
             f"{mixed.cells} emotions pass strictly, with the right ones {coverage.passes('strict')}"
         )
         tiles.append(Tile("Shuffled labels", number(mixed.hits / mixed.answers, ".2f"), note))
-    failed = sum(one.failures for cell in coverage.cells for one in cell.conditions)
-    tiles.append(Tile("Unusable answers", f"{failed:,}", "of all conditions; each counts as a miss"))
+    failed, asked = (sum(pair[i] for pair in coverage.unreadable.values()) for i in (0, 1))
+    note = f"of {asked:,} under all conditions could not be read, forced choices and yes or no; each counts as a miss"
+    tiles.append(Tile("Unusable answers", f"{failed:,}", note))
     return tiles
 
 
@@ -78,7 +83,7 @@ def _each(judges: tuple[str, ...], samples: list[Sample], known: Known | None) -
 
     rows = []
     for judge in judges:
-        votes = [one.votes.get(judge) for one in samples]
+        votes, yes = [one.votes.get(judge) for one in samples], [one.yes.get(judge) for one in samples]
         usable = [vote for vote in votes if vote is not None]
         common = max(dict.fromkeys(usable), key=usable.count, default=None)
         share = f"{common} ({usable.count(common) / len(usable):.0%})" if common is not None else MISSING
@@ -88,11 +93,13 @@ def _each(judges: tuple[str, ...], samples: list[Sample], known: Known | None) -
                 judge,
                 f"{len(votes):,}",
                 f"{len(votes) - len(usable):,}",
+                f"{yes.count(None):,}",
                 share,
                 f"{right} of {tried} {interval(wilson(right, tried))}" if tried else "not tried",
             ]
         )
-    head = ["judge", "texts", "unusable answers", "commonest answer", "right on known texts [95 %]"]
+    head = ["judge", "texts", "unusable choices", "unusable yes or no", "commonest answer",
+            "right on known texts [95 %]"]  # fmt: skip
     return Table(head, rows, title="Each judge")
 
 

@@ -62,7 +62,7 @@ def cell(emotion: str, names: Sequence[str], rng: random.Random, *, strength: fl
                     for judge in JUDGES
                 }
                 text = f"{rng.choice(EVIL)} and so it was, {emotion} of {name}, seed {seed}, all over the valley."
-                yes = {judge: vote == emotion for judge, vote in votes.items()}
+                yes = {judge: vote and vote == emotion for judge, vote in votes.items()}
                 own.append(Sample(name, seed, prompt, text, votes, yes, -2.0 - rng.random(), 0.1 * rng.random()))
         given = None if name in ("random direction", "prompt only") else chosen
         conditions.append(Condition.of(name, emotion, own, given))

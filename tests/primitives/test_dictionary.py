@@ -61,16 +61,17 @@ def test_an_sae_of_another_model_site_or_width_is_refused(model: HookedModel, tm
     make_sae().save(tmp_path / "own")
     assert given_sae(str(tmp_path / "own"), model, None).config.d_sae == 96
     assert given_sae(str(tmp_path / "own"), model, Site.parse(SITE)).config.d_sae == 96
-    with pytest.raises(InputError, match=r"made for the site blocks\.1\.hook_resid_post, and is asked to work on bl"):
+    with pytest.raises(InputError, match=r"own was made for the site blocks\.1\.hook_resid_post, and is asked to work on bl"):
         given_sae(str(tmp_path / "own"), model, Site.parse("resid_post.2"))
     make_sae(40).save(tmp_path / "narrow")
-    with pytest.raises(InputError, match="reads activations of width 40, these have width 48"):
+    with pytest.raises(InputError, match=r"narrow reads activations of width 40, .* has width 48\. Give an SAE"):
         given_sae(str(tmp_path / "narrow"), model, None)
     make_sae(model_name="gemma-2-9b").save(tmp_path / "other")
     named = HookedModel.wrap(model.hf, model.tokenizer)
     named.name = "smollm2-135m"
     with pytest.raises(InputError, match="the SAE was made for the model gemma-2-9b, and is asked to work on smollm2"):
         given_sae(str(tmp_path / "other"), named, None)
+    assert given_sae(str(tmp_path / "other"), named, None, force=True).config.d_sae == 96
     with pytest.raises(InputError, match="no file or folder here, no preset"):
         given_sae("nowhere", model, None)
 
