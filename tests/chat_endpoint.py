@@ -12,13 +12,21 @@ Reply = Callable[[dict[str, Any]], str | None]
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers every request with what `reply` says to its body; None refuses it (401). `seen`: bodies answered."""
+    """Answers every request with what `reply` says to its body; None refuses it (401). `seen`: bodies answered.
+
+    After `last` answers, where given, it is gone for good: connections are refused from then on, as of a process that
+    was killed."""
 
     daemon_threads = True
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.reply, self.seen, self.lock = reply, list[dict[str, Any]](), threading.Lock()
+    def __init__(self, reply: Reply, *, port: int = 0, last: int | None = None) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.reply, self.seen, self.lock, self.last = reply, list[dict[str, Any]](), threading.Lock(), last
+
+    def gone(self) -> None:
+        """Nobody listens any more."""
+        self.shutdown()
+        self.server_close()
 
     @property
     def url(self) -> str:
@@ -37,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
             said = self.server.reply(body)
             if said is not None:
                 self.server.seen.append(body)
+            if len(self.server.seen) == self.server.last:
+                threading.Thread(target=self.server.gone).start()
         reply = {"choices": [{"message": {"role": "assistant", "content": said}}], "usage": {}}
         content = json.dumps(reply).encode() if said is not None else b""
         with contextlib.suppress(OSError):  # a client that is gone

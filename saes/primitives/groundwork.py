@@ -92,8 +92,8 @@ def check_same_parts(config: PrimitivesConfig, found: Dictionary) -> None:
         write_json(path, own)
         return
     kept = read_json(path, "run")
-    names = {"model": config.model, "sae": config.sae or str(config.out / "sae")}
-    if other := [f"the {part} {names[part]}" for part in own if kept.get(part) != own[part]]:
+    names = {"model": f"the model {config.model}", "sae": f"the SAE {config.sae or config.out / 'sae'}"}
+    if other := [names[part] for part in own if kept.get(part) != own[part]]:
         raise InputError(
             f"{' and '.join(other)} has other weights than when {config.out} was begun, and results of both would mix. "
             "Put the earlier files back, or give another folder with --out; what is there is left as it is"

@@ -53,9 +53,9 @@ def save_model(folder: Path, family: str = "llama") -> Path:
     return folder
 
 
-def save_sae(folder: Path, *, d: int = D, **metadata: str) -> Path:
+def save_sae(folder: Path, *, d: int = D, seed: int = 0, **metadata: str) -> Path:
     """A TopK SAE of random rows."""
-    rows = torch.nn.functional.normalize(torch.randn(FEATURES, d, generator=torch.Generator().manual_seed(0)), dim=1)
+    rows = torch.nn.functional.normalize(torch.randn(FEATURES, d, generator=torch.Generator().manual_seed(seed)), dim=1)
     config = SAEConfig(d_in=d, d_sae=FEATURES, architecture="topk", k=4, metadata={"hook_name": SITE} | metadata)
     weights = {"b_enc": torch.zeros(FEATURES), "b_dec": torch.zeros(d)}
     SAE.of_weights(config, W_enc=rows.T, W_dec=rows, **weights).save(folder)
@@ -76,3 +76,12 @@ def options(root: Path, out: Path, url: str, **other: Any) -> dict[str, Any]:
         "model": str(root / "llama"), "sae": str(root / "sae"), "out": out, "emotions": ("joy",), "decoys": 0,
         "judges": ("a", "b"), "endpoint": url, "budget": 0.01, "seeds": 1,
     } | other  # fmt: skip
+
+
+def flags(given: dict[str, Any]) -> list[str]:
+    """The options as `midlens primitives` takes them."""
+    words = []
+    for name, value in given.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
