@@ -5,13 +5,19 @@ that neither `free` nor the end of the heap gives anything back.
 """
 
 import ctypes
+import gc
 import platform
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from interp import heap
+from interp.corpus import read_corpus
 from interp.heap import trimmed
+from interp.loading import load_hf
+from interp.sites import Site
+from interp.tokenfile import tokenize
 
 PIECES, SIZE = 4096, 64 * 1024  # 256 MiB in all
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -39,6 +45,20 @@ def scattered() -> list[int]:
     for piece in big:
         libc.free(piece)
     return small
+
+
+def in_use(path: Path) -> float:
+    """MiB that were allocated and not freed, in all arenas (man 3 malloc_info)."""
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype, libc.fclose.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    file = libc.fopen(str(path).encode(), b"w")
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    said = ElementTree.parse(path).getroot()
+    free = sum(int(total.attrib["size"]) for total in said.findall("total") if total.attrib["type"] != "mmap")
+    system = next(one for one in said.findall("system") if one.attrib["type"] == "current")
+    return (int(system.attrib["size"]) - free) / 2**20
 
 
 def released(pieces: list[int]) -> None:
@@ -87,3 +107,15 @@ def test_without_the_function_nothing_is_done(monkeypatch: pytest.MonkeyPatch):
     finally:
         monkeypatch.undo()
         heap._malloc_trim.cache_clear()
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc's arenas can be counted")
+def test_tokenising_over_and_over_keeps_nothing(tmp_path: Path):
+    """Every Rust tokenizer keeps the words it has met for ever: 7 MiB a round, if each round made one of its own."""
+    held = []
+    for i in range(6):
+        tokenizer = load_hf("smollm2-135m", upto=Site.parse("resid_post.0")).tokenizer  # another one each time
+        tokenize(read_corpus("builtin"), tokenizer, tmp_path / str(i), max_tokens=400)
+        gc.collect()
+        held.append(in_use(tmp_path / "heap.xml"))
+    assert held[-1] - held[1] < 8, held
