@@ -4,8 +4,8 @@
     facts = site_facts(model, sae, texts, site)               # mean norm, active features, firing rates, on plain text
     twin = untrained_like(sae, l0=facts.l0)                   # same shape and sparsity, random rows
 
-`untrained_like` has unit rows drawn at random, in the encoder as in the decoder, the trained SAE's centre, and as many
-active features a token: what a rule finds in it, it finds without anything having been learnt.
+`untrained_like` has unit rows drawn at random, the same tensor as encoder and as decoder, the trained SAE's centre, and
+as many active features a token: what a rule finds in it, it finds without anything having been learnt.
 """
 
 import hashlib
@@ -206,9 +206,7 @@ def site_facts(
 
 def untrained_like(sae: SAE, *, l0: float, seed: int = 0) -> SAE:
     """An SAE of the same shape that has learnt nothing; see the module's docstring."""
-    config, generator = sae.config, torch.Generator().manual_seed(seed)
-    rows = torch.randn(config.d_sae, config.d_in, generator=generator)
-    rows /= rows.norm(dim=1, keepdim=True)
+    config = sae.config
     known = {key: config.metadata[key] for key in ("model_name", "hook_name") if key in config.metadata}
     shape = SAEConfig(
         d_in=config.d_in,
@@ -217,11 +215,13 @@ def untrained_like(sae: SAE, *, l0: float, seed: int = 0) -> SAE:
         k=min(config.d_sae, max(1, round(l0))),
         metadata=known,
     )
-    twin = SAE.of_weights(
-        shape,
-        W_enc=rows.T,
-        W_dec=rows,
-        b_enc=torch.zeros(config.d_sae),
-        b_dec=sae.b_dec.detach().float().cpu(),
-    )
+    with torch.device("meta"):
+        twin = SAE(shape)
+    twin = twin.to_empty(device="cpu")
+    with torch.no_grad():
+        twin.b_enc.zero_()
+        twin.b_dec.copy_(sae.b_dec)
+        rows = twin.W_dec.normal_(generator=torch.Generator().manual_seed(seed))
+        rows /= rows.norm(dim=1, keepdim=True)
+    twin.encoder = twin.W_dec
     return twin.to(sae.b_dec.device)

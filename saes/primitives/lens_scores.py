@@ -125,20 +125,28 @@ def read_sets(
     with bar(f, "lens", unit="feature", show=show) as progress:
         for start in range(0, f, size):
             rows = _units(decoder[start : start + size].to(lens.W), start)
-            logits = lens.logits(rows)
-            z = logits[:, token]
-            spread = torch.linalg.vector_norm(logits, dim=1, keepdim=True) / math.sqrt(v)
-            bound = logits.topk(top_k, dim=1, sorted=False).values.amin(1, keepdim=True)
-            del logits
-            hit = ((z >= bound) & (spread > 0)).float() @ to_word > 0
             stop = start + len(rows)
-            means[start:stop] = (z @ to_word @ to_set / torch.where(spread > 0, spread, 1)).cpu().numpy()
-            hits[start:stop] = (hit.float() @ (to_set > 0).float()).cpu().numpy()
+            means[start:stop], hits[start:stop] = _chunk(rows, lens, token, to_word, to_set, top_k)
             progress.update(len(rows))
     tails = [hit_tail([len(w.ids) for w in of_set], top_k, v) for of_set in sets.words]
     p = np.stack([tail[hits[:, i]] for i, tail in enumerate(tails)], axis=1)
     smallest = np.array([tail[-1] for tail in tails])
     return SetReadings(sets.names, n_words, means, hits.astype(np.int64), p, smallest)
+
+
+def _chunk(
+    rows: Float[Tensor, "a d"], lens: Lens, token: Int[Tensor, " i"], to_word: Float[Tensor, "i w"],
+    to_set: Float[Tensor, "w c"], top_k: int,
+) -> tuple[Float[np.ndarray, "a c"], Float[np.ndarray, "a c"]]:  # fmt: skip
+    """Means and hits of some unit rows."""
+    logits = lens.logits(rows)
+    z = logits[:, token]
+    spread = torch.linalg.vector_norm(logits, dim=1, keepdim=True) / math.sqrt(logits.shape[1])
+    bound = logits.topk(top_k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    del logits
+    hit = ((z >= bound) & (spread > 0)).float() @ to_word > 0
+    means = z @ to_word @ to_set / torch.where(spread > 0, spread, 1)
+    return means.cpu().numpy(), (hit.float() @ (to_set > 0).float()).cpu().numpy()
 
 
 def naming_scores(

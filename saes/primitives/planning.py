@@ -45,6 +45,8 @@ TRIAL_TEXTS = 8
 """By which speeds are measured."""
 _KNOWN = 30
 """Scenes of known emotion, at most, that the panel is tried on."""
+TEXTS_AT_ONCE = 256
+"""Short ones, of 8 tokens, in a batch of 2,048 tokens."""
 PAID_PROMPT, PAID_ANSWER = 260, 6
 """Tokens of a call to an endpoint: instruction, 27 options and a short text; the answer."""
 _LENS_ROWS = 64
@@ -222,13 +224,20 @@ def _sae_line(config: PrimitivesConfig, sae: Outlined | None, f: int | None) -> 
 def _memory(config: PrimitivesConfig, shapes: _Shapes, f: int | None) -> str:
     """The most at once: weights, the SAE and its untrained twin, the unembedding in float32, a chunk of logits."""
     d, v = shapes.spec.d_model, shapes.spec.d_vocab
-    parts = {"model": shapes.weight_bytes, "unembedding for the lens": 4 * d * v, "logits of a chunk": CHUNK_BYTES}
-    if f is not None:
-        parts["SAE and an untrained one"] = 16 * d * f
+    parts = {"model": shapes.weight_bytes} | catalogue_bytes(d, v, f)
     if config.sae is None:
         parts["training"] = memory_of(config.recipe, config.recipe.shape(d)).peak
     listed = ", ".join(f"{name} {size(count)}" for name, count in parts.items())
     return f"at most about {size(sum(parts.values()))} ({listed})"
+
+
+def catalogue_bytes(d: int, v: int, f: int | None) -> dict[str, int]:
+    """Of the catalogue of `f` features beside the model, in float32; `benchmarks/primitives_memory.py` measures it. The
+    untrained SAE's encoder is its decoder. A batch has codes of `TEXTS_AT_ONCE` texts, twice while they are pooled."""
+    parts = {"unembedding for the lens": 4 * d * v, "logits of a chunk": CHUNK_BYTES}
+    if f is not None:
+        parts |= {"SAE and an untrained one": 12 * d * f, "codes of a batch of texts": 8 * f * TEXTS_AT_ONCE}
+    return parts
 
 
 def _range(ends: Sequence[int]) -> str:
