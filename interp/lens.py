@@ -38,8 +38,9 @@ class TopTokens(NamedTuple):
 
 def fold_norm(W_U: Float[Tensor, "v d"], gain: Float[Tensor, " d"] | None, *, centred: bool) -> Float[Tensor, "v d"]:
     """`centre_v(W_U diag(gain) C)` in float32; `centred`: the norm subtracts the mean over the width (LayerNorm)."""
-    W = W_U.detach()  # one copy in float32, whatever the unembedding's own precision: it can be gigabytes
-    W = W.to(torch.float32, copy=True) if gain is None else W * gain.detach().float()
+    W = W_U.detach().to(torch.float32, copy=True)  # changed in place from here on: it can be gigabytes
+    if gain is not None:
+        W *= gain.detach().float()
     if centred:
         W -= W.mean(dim=1, keepdim=True)
     W -= W.mean(dim=0)

@@ -17,7 +17,7 @@ class Primitives(PrimitivesConfig, Planned):
     `data/primitives`."""
 
     example: ClassVar[str] = "midlens primitives --model smollm2-135m --emotions joy fear awe --budget 15"
-    figures: ClassVar[str] = "emotions, strict, soft, chance_strict, chance_soft, candidates, untrained, unreadable"
+    figures: ClassVar[str] = "emotions, strict, soft, chance_strict, chance_soft, candidates, untrained, unusable"
 
     def plan(self) -> Mapping[str, object]:
         """Memory, time, texts and judge calls, from shapes alone."""

@@ -107,9 +107,11 @@ class PrimitivesConfig(TextFiles):
                            seed=self.seed)  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
-        """Everything that decides the result, in other words all but the folder, as JSON."""
+        """Everything that decides the result, in other words all but the folder and what is let through, as JSON."""
         plain = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name != "out"}
+        return {
+            name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name not in ("out", "force")
+        }
 
 
 def emotion_set(config: PrimitivesConfig) -> Categories:

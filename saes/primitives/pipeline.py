@@ -97,9 +97,8 @@ def summary(coverage: Coverage) -> list[str]:
         control = coverage.passes("strict" if rule == "strictly" else "soft", "zero")
         lines.append(f"{count} of {n} emotions pass {rule} (95 % interval {low:.0%} to {high:.0%}); unsteered text: "
                      f"{control}; chance for an emotion: {chance:.2g}")  # fmt: skip
-    if any(bad for bad, _ in coverage.unreadable.values()):
-        each = ", ".join(f"{judge} {bad:,} of {n:,}" for judge, (bad, n) in coverage.unreadable.items())
-        lines.append(f"answers that could not be read, each a miss: {each}")
+    if each := ", ".join(f"{judge} {bad:,} of {n:,}" for judge, (bad, n) in coverage.unusable.items() if bad):
+        lines.append(f"unusable answers (not readable, or naming no option), each a miss: {each}")
     if names := coverage.facts.get("unconfirmed"):
         lines.append(f"no significant naming-gate, so the leading features by lens were tried: {', '.join(names)}")
     if cut := coverage.facts.get("cut"):
@@ -115,7 +114,7 @@ def figures(out: Path) -> dict[str, Any]:
         "emotions": len(coverage.cells), "strict": coverage.strict[0], "soft": coverage.soft[0],
         "chance_strict": coverage.chance_strict, "chance_soft": coverage.chance_soft,
         "candidates": len(catalogue.candidates), "untrained": len(untrained.candidates),
-        "unreadable": sum(bad for bad, _ in coverage.unreadable.values()),
+        "unusable": sum(bad for bad, _ in coverage.unusable.values()),
     }  # fmt: skip
 
 

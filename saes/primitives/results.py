@@ -193,9 +193,9 @@ class Coverage:
         return count, wilson(count, len(self.cells))
 
     @property
-    def unreadable(self) -> dict[str, tuple[int, int]]:
+    def unusable(self) -> dict[str, tuple[int, int]]:
         """Of each judge: how many of its answers about the texts of all conditions, forced choices and yes or no, could
-        not be read, and how many it gave."""
+        not be read or named no option, and how many it gave."""
         found = {}
         for judge in self.judges:
             answers = [a.get(judge) for cell in self.cells for one in cell.samples for a in (one.votes, one.yes)]

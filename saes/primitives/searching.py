@@ -112,7 +112,8 @@ def _validity(task: Task, panel: PanelRun, say: Say) -> dict[str, list[int]]:
         + ", ".join(f"{name} {right}/{n}" for name, (right, n, _) in found.items()))  # fmt: skip
     for name, (_, n, unread) in found.items():
         if unread:
-            say(f"      {name}: {unread} of {n} answers about them could not be read; each counts as a miss")
+            say(f"      {name}: {unread} of {n} answers about them were unusable (not readable, or naming no option); "
+                "each is a miss")  # fmt: skip
     return {name: list(row) for name, row in found.items()}
 
 

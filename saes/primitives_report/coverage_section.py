@@ -179,9 +179,10 @@ def _cells(coverage: Coverage) -> "Part":
     for cell in coverage.cells:
         found = [cell.condition(name) for name in names]
         failed = sum(one.failures for one in found if one is not None)
-        rows.append([cell.emotion, recipe(cell.chosen), cell.kind, *map(_said, found), str(failed)])
+        kind = MISSING if cell.chosen is None else cell.kind
+        rows.append([cell.emotion, recipe(cell.chosen), kind, *map(_said, found), str(failed)])
     title = "Every emotion: hit rate; S: passes strictly, s: passes softly; 95 % interval where steered"
-    return Table(["emotion", "recipe, in mean norms", "of", *names, "unusable answers"], rows, title=title)
+    return Table(["emotion", "recipe, in mean norms", "class", *names, "unusable answers"], rows, title=title)
 
 
 def _said(one: Condition | None) -> str:

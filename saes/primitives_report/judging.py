@@ -45,10 +45,10 @@ def judge_section(coverage: Coverage, known: Known | None) -> "Section":
 
     judges, samples = tuple(coverage.judges), [one for cell in coverage.cells for one in cell.samples]
     parts: list[Part] = [Metrics(_tiles(coverage)), _each(judges, samples, known)]
-    if lost := [(judge, bad, n) for judge, (bad, n) in coverage.unreadable.items() if 2 * bad > n]:
+    if lost := [(judge, bad, n) for judge, (bad, n) in coverage.unusable.items() if 2 * bad > n]:
         each = ", ".join(f"{judge} ({bad:,} of {n:,})" for judge, bad, n in lost)
-        parts.append(Note(f"Most answers could not be read: {each}. Each counts as a miss, so what is found or not "
-                          "found with these judges says little about the texts."))  # fmt: skip
+        parts.append(Note(f"Most answers were unusable, because they could not be read or named no option: {each}. "
+                          "Each counts as a miss, so these judges can hardly pass a text."))  # fmt: skip
     if not known:
         parts.append(Note("No judge was tried on texts of known emotion, so nothing here says which of them is right."))
     if len(judges) > 1 and samples:
@@ -72,8 +72,8 @@ def _tiles(coverage: Coverage) -> "list[Tile]":
             f"{mixed.cells} emotions pass strictly, with the right ones {coverage.passes('strict')}"
         )
         tiles.append(Tile("Shuffled labels", number(mixed.hits / mixed.answers, ".2f"), note))
-    failed, asked = (sum(pair[i] for pair in coverage.unreadable.values()) for i in (0, 1))
-    note = f"of {asked:,} under all conditions could not be read, forced choices and yes or no; each counts as a miss"
+    failed, asked = (sum(pair[i] for pair in coverage.unusable.values()) for i in (0, 1))
+    note = f"of {asked:,} under all conditions, forced choices and yes or no; each counts as a miss"
     tiles.append(Tile("Unusable answers", f"{failed:,}", note))
     return tiles
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from interp.page.numbers import number
+from interp.page.numbers import MISSING, number
 from saes.primitives.specs import SteeringSpec
 
 GLUE = "\u00a0"  # a space at which no line breaks
@@ -28,7 +28,9 @@ def recipe(spec: SteeringSpec | None) -> str:
 
 
 def plain(value: object) -> object:
-    """Lists in words; mappings, which the page makes groups, item by item."""
+    """Lists in words; mappings, which the page makes groups, item by item; a dash for what is not given."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    return ", ".join(str(plain(item)) for item in value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        value = ", ".join(str(plain(item)) for item in value)
+    return MISSING if value in (None, "") else value

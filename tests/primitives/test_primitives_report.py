@@ -125,8 +125,10 @@ def test_unusable_answers_and_known_texts_of_every_judge(found: Coverage, path: 
         lost = [sum(answers[judge] is None for answers in some) for some in (
             [one.votes for one in samples], [one.yes for one in samples])]  # fmt: skip
         assert rows[judge][1:4] == [str(len(samples)), *map(str, lost)]
-        assert found.unreadable[judge] == (sum(lost), 2 * len(samples)) and sum(lost)
-    assert f"of {2 * len(samples) * len(cases.JUDGES):,} under all conditions could not be read" in said(path)
+        assert found.unusable[judge] == (sum(lost), 2 * len(samples)) and sum(lost)
+    assert f"of {2 * len(samples) * len(cases.JUDGES):,} under all conditions, forced choices and yes or no" in said(
+        path
+    )
     assert rows["lexicon"][5].startswith("20 of 27 [") and rows["probe"][5] == "not tried"
     assert "nothing here says which of them is right" in said(write(tmp_path / "p.html", found, known=None))
 

@@ -219,14 +219,16 @@ def test_nonsense_is_a_miss_and_is_said(whole: Whole, tmp_path: Path, capsys: Ca
         own = [one for one in samples if one.condition == condition.name]
         assert (condition.failures, condition.answers) == (len(own), 2 * len(own)) and not condition.strict
         assert condition.hits == sum(one.votes["a"] == "joy" for one in own)
-    assert json.loads(out)["figures"]["unreadable"] == 2 * n
-    assert f"answers that could not be read, each a miss: a 0 of {2 * n}, b {2 * n} of {2 * n}" in err
-    assert "      b: 25 of 25 answers about them could not be read; each counts as a miss" in err
+    assert json.loads(out)["figures"]["unusable"] == 2 * n
+    assert f"unusable answers (not readable, or naming no option), each a miss: b {2 * n} of {2 * n}" in err
+    assert (
+        "      b: 25 of 25 answers about them were unusable (not readable, or naming no option); each is a miss" in err
+    )
     html = page(tmp_path / "run")
-    assert f"Most answers could not be read: b ({2 * n} of {2 * n}). Each counts as a miss" in html
+    assert f"could not be read or named no option: b ({2 * n} of {2 * n}). Each counts as a miss" in html
     rows = {row[0]: row[1:4] for row in table(html, "Each judge")}
     assert rows == {"a": [str(n), "0", "0"], "b": [str(n)] * 3}
-    assert not any("could not be read" in line for line in whole.said), "nothing of it where all can be read"
+    assert not any("unusable" in line for line in whole.said), "nothing of it where all can be read"
     check_first_tokens(tmp_path / "run", err)
 
 
@@ -308,6 +310,7 @@ def test_a_renamed_copy_of_the_model_is_let_through_by_force(whole: Whole, tmp_p
     refused(capsys, given, "made for the model google/gemma-2-9b-it")
     assert main(["primitives", *flags(given), "--force", "--dry-run"]) == 0
     assert "64 features" in capsys.readouterr().out
+    assert PrimitivesConfig(**given, force=True).facts() == PrimitivesConfig(**given).facts(), "a begun run may go on"
 
 
 # Words and emotions
