@@ -60,6 +60,11 @@ def extract_anywhere(
         raise InputError(f"engine must be local or ray, got {where.engine!r}")
     if piece is not None and where.engine == "ray":
         raise InputError("a piece is computed by one machine: give --piece or --engine ray, not both")
+    if config.tp_plan is not None and (where.engine == "ray" or url is not None):
+        raise InputError(
+            "with tp_plan the first process of torchrun writes to a folder: leave --engine ray out, give a path, and "
+            "copy the finished store"
+        )
     if url is not None:
         if piece is not None or where.engine == "ray":
             raise InputError(

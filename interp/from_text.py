@@ -9,7 +9,7 @@ out.tokens/      its token file (elsewhere with `tokens`), which `doc` and `posi
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from interp.corpus import Corpus, read_corpus, split
 from interp.errors import InputError
@@ -17,19 +17,22 @@ from interp.extract import Settings, StoreDtype, extract, prepare
 from interp.loading import parse_dtype
 from interp.model import HookedModel
 from interp.pieces import Piece
+from interp.placement import PlacingConfig
 from interp.plan import Exclusions
 from interp.presets import PRESETS
 from interp.sealing import in_turn
+from interp.sharded import together
 from interp.sites import Site
 from interp.store import ActivationStore
 from interp.stream import BUFFER_BYTES, ActivationStream
 from interp.tokenfile import TokenFile, tokenize
 
+Made = TypeVar("Made")
 Part = Literal["all", "train", "held-out"]
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(PlacingConfig):
     """Options of one extraction."""
 
     model: str = "smollm2-135m"
@@ -54,6 +57,8 @@ class ExtractConfig:
     """Precision on disk; int8 and float8_e4m3 take half of bfloat16's bytes, at an error that `store info` states."""
     device: str | None = None
     """cpu, cuda, ...; by default a GPU where there is one."""
+    tp_plan: Literal["auto"] | None = None
+    """auto: cut each layer across the processes of `torchrun --nproc-per-node N -m midlens extract ...`; one writes."""
     compile: bool = False
     """Compile each block of the model (torch.compile; on a CPU this needs a C++ compiler)."""
     seed: int = 0
@@ -83,10 +88,16 @@ class ExtractConfig:
 def extract_text(
     config: ExtractConfig, out: Path, *, announce: Callable[[str], None] | None = None, progress: bool | None = None
 ) -> ActivationStore:
-    """Load, tokenise, extract; calling again goes on. `announce` gets the plan in words."""
-    sites = config.parsed_sites()
+    """Load, tokenise, extract; calling again goes on. `announce` gets the plan in words.
+
+    Of processes that share the model (`tp_plan`) the first writes the store, and all return it."""
+    sites, settings = config.parsed_sites(), extract_settings(config)
     model, tokens = open_text(config, token_folder(config, out))
-    return extract(model, tokens, sites, out, announce=announce, progress=progress, **extract_settings(config))
+
+    def work(model: Any) -> ActivationStore:
+        return extract(model, tokens, sites, out, announce=announce, progress=progress, **settings)
+
+    return _shared(config, model, work) or ActivationStore.open(out)
 
 
 def extract_piece(
@@ -101,11 +112,20 @@ def extract_piece(
     sites, folder = config.parsed_sites(), piece.folder(out)
     model, tokens = open_text(config, token_folder(config, out))
     settings: Settings = {**extract_settings(config), "piece": piece}
-    extraction = prepare(model, tokens, sites, folder, **settings)
-    if announce is not None:
-        announce(extraction.describe())
-    extraction.fill(progress=progress)
+
+    def work(model: Any) -> None:
+        extraction = prepare(model, tokens, sites, folder, **settings)
+        if announce is not None:
+            announce(extraction.describe())
+        extraction.fill(progress=progress)
+
+    _shared(config, model, work)
     return folder
+
+
+def _shared(config: ExtractConfig, model: HookedModel, work: Callable[[Any], Made]) -> Made | None:
+    """`work(model)`, by the first of the processes that share the model."""
+    return work(model) if config.tp_plan is None else together(model, work)
 
 
 def extract_settings(config: ExtractConfig) -> Settings:
@@ -158,7 +178,8 @@ def open_text(
     if model is None:
         last = max(config.parsed_sites())
         dtype = parse_dtype(config.dtype)
-        model = HookedModel.load(config.model, upto=last, dtype=dtype, device=config.device, compile=config.compile)
+        where = {"device": config.device, "compile": config.compile, "tp_plan": config.tp_plan, **config.placing()}
+        model = HookedModel.load(config.model, upto=last, dtype=dtype, **where)
     bos = config.prepend_bos
     if bos is None:
         bos = model.preset.prepend_bos if model.preset is not None else False

@@ -222,8 +222,7 @@ def _load_whole(
     from transformers import AutoModelForCausalLM
 
     refuse_tied(options, config)
-    checks = {"trust_pickle": trust_pickle, "in_parts": bool(options)}
-    pickled = checked_weights(AutoModelForCausalLM, config, folder, **checks)
+    pickled = checked_weights(AutoModelForCausalLM, config, folder, trust_pickle=trust_pickle, options=options)
     with quiet_transformers():
         try:
             whole: Any = AutoModelForCausalLM.from_pretrained(

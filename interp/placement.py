@@ -11,15 +11,21 @@ an edit gets tensor and `Where` on that device. With a plan every process captur
 
 import importlib.util
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypedDict, get_args
 
 import torch
 
 from interp.errors import InputError
+from interp.typed import read_object
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+_SIZE = re.compile(r"\d+(\.\d+)?(GiB|MiB|KiB|GB|MB|KB)")  # as accelerate reads them
 Place = str | int | torch.device
 
 
@@ -36,6 +42,44 @@ class Placing(TypedDict, total=False):
     """"auto" (the family's own plan), or module -> style; needs one process a device, as torchrun starts them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlacingConfig:
+    """Options of a job whose model may be larger than one device."""
+
+    device_map: str | None = None
+    """For a model larger than one device, in place of a device: auto, balanced, balanced_low_0, sequential, or a .json
+    file of {"model.layers.0": 0, ...}, of modules to device numbers, "cpu" or "disk"."""
+    max_memory: tuple[str, ...] = ()
+    """Of a device map: the most of each device that weights may take, as in `--device-map auto --max-memory 0=70GiB
+    1=70GiB cpu=100GiB`."""
+    offload_folder: Path | None = None
+    """Of a device map: folder for weights on disk, where they cannot be read from the checkpoint itself."""
+
+    def placing(self) -> Placing:
+        """What `HookedModel.load` takes."""
+        limits = dict(_limit(one) for one in self.max_memory)
+        if len(limits) < len(self.max_memory):
+            raise InputError(f"max_memory {' '.join(self.max_memory)}: a device is named twice")
+        places = self.device_map
+        if places is not None and places not in STRATEGIES:
+            if not places.endswith(".json"):
+                _check_map(places)
+            places = read_object(Path(places), "device map")
+        return {"device_map": places, "max_memory": limits or None, "offload_folder": self.offload_folder}
+
+
+PLACING = tuple(one.name for one in fields(PlacingConfig))
+"""Options that decide where a model lies, and nothing of the result."""
+
+
+def _limit(text: str) -> tuple[int | str, str]:
+    """`0=70GiB` as device and size."""
+    device, _, size = text.partition("=")
+    if not (device.isdecimal() or device == "cpu") or not _SIZE.fullmatch(size):
+        raise InputError(f"max_memory {text!r}: expected a device's number or cpu, and a size, such as 0=70GiB")
+    return int(device) if device.isdecimal() else device, size
+
+
 def load_options(placing: Placing, device: object) -> dict[str, Any]:
     """The options of `from_pretrained` that say so; empty where the model goes to one device as a whole."""
     given = {name: value for name, value in placing.items() if value is not None}
@@ -44,7 +88,9 @@ def load_options(placing: Placing, device: object) -> dict[str, Any]:
     if not given:
         return {}
     plan, places = given.get("tp_plan"), given.get("device_map")
-    if (plan is None) == (places is None):
+    if plan is None and places is None:
+        raise InputError(f"{' and '.join(given)} is for a device_map: give device_map='auto', or a mapping, with it")
+    if plan is not None and places is not None:
         raise InputError("give either device_map (layers on several devices) or tp_plan (each layer cut), not both")
     chosen = "device_map" if plan is None else "tp_plan"
     if device is not None:
@@ -83,6 +129,34 @@ def refuse_tied(options: Mapping[str, Any], config: Any) -> None:
         raise InputError("lm_head is at disk, but it shares the embedding's weights: put it where the embedding is")
 
 
+def refuse_gaps(options: Mapping[str, Any], tensors: Iterable[str], modules: Collection[str] = ()) -> None:
+    """Refuse a map that says nothing of some of the model's tensors; of `modules`, if given, are the names in it."""
+    places = options.get("device_map")
+    if not isinstance(places, Mapping) or "" in places:
+        return
+    around = {name for place in places for name in _above(place)}
+    left = [above for above in map(_above, tensors) if not any(name in places for name in above)]
+    if not left:
+        return
+    # of every tensor left out, the largest module of which nothing has a place
+    gaps = list(dict.fromkeys(next(name for name in above if name not in around) for above in left))
+    odd = [name for name in places if modules and name not in modules]
+    raise InputError(
+        f"device_map leaves out {len(gaps)} of the model's modules: {_listed(gaps)}. Give each a device, 'cpu' or "
+        "'disk' (or one of the modules around it), or device_map='auto'"
+        + (f"; it names what the model does not have: {_listed(odd)}" if odd else "")
+    )
+
+
+def _above(name: str) -> list[str]:
+    """A dotted name and those of the modules around it, the outermost first."""
+    return list(accumulate(name.split("."), "{}.{}".format))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+
+
 def _check_plan(given: Mapping[str, Any]) -> None:
     if more := sorted(given.keys() - {"tp_plan"}):
         raise InputError(f"{', '.join(more)} and tp_plan: a plan cuts every layer alike; leave them out")
@@ -92,10 +166,12 @@ def _check_plan(given: Mapping[str, Any]) -> None:
         )
 
 
-def below(options: Mapping[str, Any], prefix: str, held: Mapping[str, object]) -> dict[str, Any]:
-    """The same options for a model without its head and without some layers: `held` are its modules by name."""
-    places = options.get("device_map")
-    if not isinstance(places, Mapping):
-        return dict(options)
-    named = {name.removeprefix(prefix) if name != prefix.rstrip(".") else "": to for name, to in places.items()}
-    return {**options, "device_map": {name: to for name, to in named.items() if name in held}}
+def below(options: Mapping[str, Any], prefix: str, held: Collection[str]) -> dict[str, Any]:
+    """The same options for a model without its head and without some layers: `held` are its modules and tensors."""
+    found = dict(options)
+    for option in ("device_map", "tp_plan"):
+        if isinstance(named := options.get(option), Mapping):
+            short = {name.removeprefix(prefix) if name != prefix.rstrip(".") else "": to for name, to in named.items()}
+            # a plan's names hold `*` for the numbers of layers
+            found[option] = {name: to for name, to in short.items() if any(fnmatchcase(one, name) for one in held)}
+    return found

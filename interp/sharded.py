@@ -117,23 +117,33 @@ class Leader:
         return self._model.capture(tokens, sites, **options)
 
 
+def first_process() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def together(model: Any, work: Callable[[Any], Work]) -> Work | None:
     """`work(model)` in the first process; the others compute what it captures until it is done, and get None.
 
-    For what writes files, such as `extract`. An error of the first process ends the others' part; if another process
+    For what writes files, such as `extract`. An error of the first process is one of the others too; if another process
     fails, torchrun ends them all.
     """
     if not dist.is_initialized():
         return work(model)
-    if dist.get_rank() == 0:
+    if first_process():
+        well = False
         try:
-            return work(Leader(model))
+            done = work(Leader(model))
+            well = True
         finally:
-            dist.broadcast_object_list([None], src=0)
+            dist.broadcast_object_list([well], src=0)
+        return done
     while True:
         asked: list[Any] = [None]
         dist.broadcast_object_list(asked, src=0)
-        if asked[0] is None:
+        if asked[0] is False:
+            raise InputError("the first of the processes that share the model failed; see what it says")
+        if asked[0] is True:
             return None
         tokens, sites, options = asked[0]
         with torch.inference_mode():

@@ -16,7 +16,7 @@ from torch import nn
 
 from interp.errors import InputError
 from interp.model_folder import check_layers, check_size, shard_names, weight_files
-from interp.placement import below
+from interp.placement import below, refuse_gaps
 from interp.quiet import quiet_transformers
 from interp.sealing import beyond_memory
 
@@ -37,13 +37,20 @@ def fetch(
 ) -> Path:
     """Fetch a hub repository's small files and all (`weights`) or some (`files`) of its weights.
 
-    Pickled weights are fetched with `trust_pickle` only.
+    Pickled weights are fetched with `trust_pickle` only, and only where there are no others.
 
     The folder returned is named after the commit.
     """
+    folder = _fetched(hub_id, [*_SMALL_FILES, *files, *([_WEIGHTS] if weights else [])], revision)
+    if trust_pickle and weights and not any(folder.glob(_WEIGHTS)):
+        folder = _fetched(hub_id, [*_SMALL_FILES, _PICKLED], folder.name)
+    return folder
+
+
+def _fetched(hub_id: str, patterns: list[str], revision: str | None) -> Path:
+    """The snapshot's folder; what hinders it said in words."""
     from huggingface_hub import errors
 
-    patterns = [*_SMALL_FILES, *files, *([_WEIGHTS] if weights else []), *([_PICKLED] if trust_pickle else [])]
     page = f"https://huggingface.co/{hub_id}"
     try:
         folder = Path(snapshot(hub_id, patterns, revision))
@@ -93,16 +100,22 @@ def built_empty(kind: Any, config: Any, folder: Path, **options: Any) -> Any:
 
 
 def checked_weights(
-    kind: Any, config: Any, folder: Path, *, trust_pickle: bool = False, in_parts: bool = False
+    kind: Any, config: Any, folder: Path, *, trust_pickle: bool = False, options: Mapping[str, Any] | None = None
 ) -> bool:
-    """Refuse weights that may run code, lead elsewhere, or cannot be those of the config; whether they are pickles."""
+    """Refuse weights that may run code, lead elsewhere, or cannot be those of the config; whether they are pickles.
+
+    With the options of `interp.placement` they need not fit into this machine's memory, but all have to have a place.
+    """
     named = read_index(folder)  # transformers would say nothing of a damaged one but the place of the missing comma
     files = weight_files(folder, trust_pickle=trust_pickle)
     pickled = files[0].suffix != ".safetensors"
     if not pickled:
         check_layers(config.num_hidden_layers, len(named or shards_of(folder, None)), folder)
     stored = sum(path.stat().st_size for path in files)
-    check_size(built_empty(kind, config, folder), stored, folder, in_parts=in_parts)
+    empty = built_empty(kind, config, folder)
+    check_size(empty, stored, folder, in_parts=bool(options))
+    tensors = list(empty.state_dict())
+    refuse_gaps(options or {}, tensors, {*dict(empty.named_modules()), *tensors})
     return pickled
 
 
@@ -121,8 +134,6 @@ def load_partial(
     """
     from transformers import AutoModel
 
-    if "tp_plan" in (options or {}):
-        raise InputError("tp_plan loads the whole model: leave `upto` out")
     if getattr(config, "quantization_config", None):
         raise InputError(f"{folder} holds a quantised checkpoint, which cannot be loaded in part; leave `upto` out")
     stored = shards_of(folder, hub_id)
@@ -144,8 +155,9 @@ def load_partial(
     state = _read(folder, {name: held[name] for name in wanted})
     if odd := next((name for name in wanted if state[name].shape != shapes[name]), None):
         raise wrong_shape(folder, held[odd][0], state[odd].shape, shapes[odd])
+    refuse_gaps(options or {}, [prefix + name for name in wanted])
+    where = below(options or {}, prefix, [*dict(empty.named_modules()), *wanted])
     with quiet_transformers():
-        where = below(options or {}, prefix, dict(empty.named_modules()))
         model = type(empty).from_pretrained(None, config=short, state_dict=state, dtype=dtype, **where)
     for name, module in empty.named_children():
         if isinstance(module, nn.Identity):

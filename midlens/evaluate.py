@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from interp.placement import PlacingConfig
 from midlens.console import Planned, finish, say
 
 
 @dataclass(frozen=True)
-class Evaluate(Planned):
+class Evaluate(PlacingConfig, Planned):
     """Evaluate an SAE: explained variance, L0, dead features, the model's loss with the SAE spliced in, and more."""
 
     example: ClassVar[str] = "midlens evaluate --sae runs/sae --store runs/held-out --tokens runs/held-out.tokens"
@@ -76,7 +77,7 @@ class Evaluate(Planned):
         store, tokens = ActivationStore.open(self.store), TokenFile.open(self.tokens)
         name, sites = names_of(sae, store, model=self.model, site=self.site)
         site = sites[0] if len(sites) == 1 else sites
-        model = HookedModel.load(name, device=self.device)
+        model = HookedModel.load(name, device=self.device, **self.placing())
         sae = sae.to(model.device)
         parts = run_suite(sae, model, self.settings(SuiteConfig), site, force=self.force, show=None)
         found = evaluate(

@@ -32,9 +32,12 @@ class Extract(WhereConfig, ExtractConfig, Planned):
     def run(self) -> int:
         """Print the plan, extract, say where."""
         from interp.distributed import extract_anywhere
+        from interp.sharded import first_process
 
         where, config = self.settings(WhereConfig), self.settings(ExtractConfig)
         store = extract_anywhere(config, self.out, where, announce=say)
+        if self.tp_plan is not None and not first_process():
+            return 0
         if isinstance(store, Path):
             return finish(store, figures={"piece": self.piece})
         figures = {"rows": len(store), "sites": list(map(str, store.sites)), "shards": len(store.manifest["shards"])}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.extract import StoreDtype
 from interp.from_text import ExtractConfig, Part
+from interp.placement import PLACING, PlacingConfig
 from interp.sites import Site
 from midlens.console import Planned, say
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsOptions(Planned):
+class RowsOptions(PlacingConfig, Planned):
     """Where the rows come from: `store`, or `model` and `corpus`."""
 
     out: Path
@@ -46,7 +47,7 @@ class RowsOptions(Planned):
     buffer_gib: float = 2.0
     """Of a stream: memory of the shuffle buffer, in GiB; half of it is the mixing horizon."""
     device: str | None = None
-    """cpu, cuda, ...; by default a GPU where there is one."""
+    """cpu, cuda, ...; by default a GPU where there is one. With a device map: where the SAE is trained."""
     track: str | None = None
     """Send metrics to wandb:PROJECT, trackio:PROJECT or tensorboard:FOLDER as well."""
 
@@ -93,7 +94,8 @@ class RowsOptions(Planned):
             prepend_bos=self.prepend_bos,
             dtype=self.model_dtype,
             store_dtype=self.row_dtype,
-            device=self.chosen_device(),
+            device=None if self.device_map else self.chosen_device(),
+            **{name: getattr(self, name) for name in PLACING},
         )
         return replace(config, sites=tuple(map(str, config.parsed_sites())))
 

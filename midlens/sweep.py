@@ -118,4 +118,5 @@ class Sweep(RowsOptions):
 
         if (name := self.model or held_out.specs[0].model) is None:
             raise InputError(f"{self.held_out} does not say which model it is of: name it with --model")
-        return HookedModel.load(name, dtype=parse_dtype(self.model_dtype), device=self.chosen_device())
+        where = {"device": None if self.device_map else self.chosen_device(), **self.placing()}
+        return HookedModel.load(name, dtype=parse_dtype(self.model_dtype), **where)

@@ -23,6 +23,7 @@ from interp.lens import Lens
 from interp.loading import parse_dtype
 from interp.loop import read_metrics
 from interp.model import HookedModel
+from interp.placement import PLACING, PlacingConfig
 from interp.presets import default_site
 from interp.sealing import only_writer
 from interp.sites import Point, Site
@@ -42,7 +43,7 @@ STREAM = (Point.EMBED, Point.RESID_PRE, Point.ATTN_OUT, Point.RESID_MID, Point.M
 
 
 @dataclass(frozen=True)
-class DiscoverConfig:
+class DiscoverConfig(PlacingConfig):
     """Options of one run; the defaults are the demo: SmolLM2 at the middle of its depth, 200k tokens, width 8 d."""
 
     model: str = "smollm2-135m"
@@ -103,7 +104,7 @@ def _discover(config: DiscoverConfig, say: Callable[[str], None]) -> Path:
     claim_run(out, _options(config))
     stages = Stages(out / "timings.json", say)
     with stages.stage("model", config.model):
-        model = HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
+        model = HookedModel.load(config.model, dtype=parse_dtype(config.dtype), **config.placing())
         site = _site(config, model)
         if site.point in STREAM:  # found out now, not after the extraction
             recipe.shape(model.cfg.d_model)
@@ -134,8 +135,8 @@ def _discover(config: DiscoverConfig, say: Callable[[str], None]) -> Path:
 
 
 def _options(config: DiscoverConfig) -> dict[str, Any]:
-    """Everything that decides the result, in other words all but the folder."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "out"}
+    """Everything that decides the result, in other words all but the folder and where the model lies."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ("out", *PLACING)}
 
 
 def _site(config: DiscoverConfig, model: HookedModel) -> Site:

@@ -1,7 +1,8 @@
 """One process of a model cut in two: `torchrun --nproc-per-node 2 tests/tensor_parallel_child.py FOLDER PLAN`.
 
 PLAN is auto, or one that has to be refused. Does with FOLDER/model what `work` does, and writes what it found to
-FOLDER/RANK.safetensors; the test does the same with the whole model.
+FOLDER/RANK.safetensors; then what `part` does, to FOLDER/part-RANK.safetensors. The test does the same with the whole
+model.
 """
 
 import sys
@@ -55,6 +56,23 @@ def work(model, folder: Path) -> dict[str, Tensor]:
     return {name: x.detach().clone().contiguous() for name, x in found.items()}
 
 
+PART = "mlp_post.1"
+"""The site up to which a part of the model is loaded."""
+PART_SITES = ["resid_post.0", "q.1", "k.1[1]", "z.1", PART]
+
+
+def part(model) -> dict[str, Tensor]:
+    """Captures below `PART`, one of them with an edit, as tensors by name."""
+    from interp.sites import Site
+
+    tokens = torch.randint(3, 97, (2, T), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        found = {f"act {site}": x for site, x in model.capture(tokens, PART_SITES).items()}
+        with model.edited({Site.parse("z.0"): edited}):
+            found["edit z.0"] = next(iter(model.capture(tokens, [PART]).values()))
+    return {name: x.detach().clone().contiguous() for name, x in found.items()}
+
+
 def main() -> None:
     import torch.distributed as dist
     from safetensors.torch import save_file
@@ -79,6 +97,13 @@ def main() -> None:
         ),
     )  # fmt: skip
     assert (store is None) == (dist.get_rank() > 0)
+    for name, plan in (
+        ("part", "auto"),
+        ("named", {"model.layers.*.mlp.down_proj": "rowwise", "lm_head": "colwise_rep"}),
+    ):
+        lower = HookedModel.load(folder / "model", upto=PART, dtype="float32", tp_plan=plan)
+        assert lower.loaded_layers == 2 and any(group_of(module) is not None for module in lower.hf.modules())
+        save_file(part(lower), folder / f"{name}-{dist.get_rank()}.safetensors")
     dist.destroy_process_group()
 
 

@@ -103,6 +103,36 @@ def test_of_the_hub_pickles_are_not_even_fetched_unless_trusted(pickled, monkeyp
     assert any(".bin" in pattern for pattern in asked)
 
 
+@pytest.mark.parametrize("kept", ["pytorch_model.bin", "model.safetensors", None])
+def test_trusted_pickles_are_fetched_only_where_there_are_no_safetensors(pickled, tmp_path, monkeypatch, kept):
+    """A hub repository in a folder, with its weights in both formats or in one; the patterns choose what is copied."""
+    import shutil
+    from fnmatch import fnmatch
+
+    from safetensors.torch import save_file
+
+    model, state = pickled
+    repository, cache = tmp_path / "hub", tmp_path / "snapshots" / "0123"
+    shutil.copytree(model, repository)
+    save_file(state, repository / "model.safetensors", {"format": "pt"})
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        if kept not in (name, None):
+            (repository / name).unlink()
+    cache.mkdir(parents=True)
+
+    def snapshot(hub_id, patterns, revision):
+        for file in repository.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in patterns):
+                shutil.copy(file, cache)
+        return str(cache)
+
+    monkeypatch.setattr(weights, "snapshot", snapshot)
+    found = load_hf("owner/name", trust_pickle=True, **CPU).hf.state_dict()
+    assert all(torch.equal(found[name], x) for name, x in state.items())
+    fetched = {file.name for file in cache.iterdir()} & {"pytorch_model.bin", "model.safetensors"}
+    assert fetched == {kept or "model.safetensors"}
+
+
 @pytest.mark.parametrize("name", ["code in an unknown model type", "code in the tokenizer"])
 def test_code_of_a_hub_model_never_runs_and_nobody_is_asked(tmp_path, monkeypatch, name):
     import builtins

@@ -155,7 +155,8 @@ def test_what_does_not_go_together_is_refused(saved, monkeypatch):
     assert "expected auto" in refusal(device_map={}) and "expected auto" in refusal(device_map=3)
     assert "puts lm_head at 1.5: expected a device" in refusal(device_map={"": "cpu", "lm_head": 1.5})
     assert "either device_map (layers on several devices) or tp_plan" in refusal(device_map="auto", tp_plan="auto")
-    assert "either device_map" in refusal(max_memory={"cpu": "1GiB"})
+    alone = refusal(max_memory={"cpu": "1GiB"}, offload_folder="x")
+    assert "max_memory and offload_folder is for a device_map: give device_map='auto'" in alone and "both" not in alone
     assert "unknown options ['max_memroy']" in refusal(device_map="auto", max_memroy={})
     with pytest.raises(InputError, match="shares the embedding's weights: put it where the embedding is"):
         load_hf(saved["gemma2"], device_map={"": "cpu", "lm_head": "disk"})
@@ -165,6 +166,37 @@ def test_what_does_not_go_together_is_refused(saved, monkeypatch):
     assert "max_memory and tp_plan" in refusal(tp_plan="auto", max_memory={0: 1})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install accelerate" in refusal(device_map="auto")
+
+
+def left_out(folder: Path, model: HookedModel, *names: str, **options: Any) -> str:
+    """What is said of a map without some of its modules."""
+    places = {name: place for name, place in halves(model, "cpu", "disk").items() if name not in names}
+    with pytest.raises(InputError) as error:
+        load_hf(folder, device_map=places, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_map_that_leaves_modules_out_is_refused_and_they_are_named(saved, name: str, tmp_path: Path):
+    whole, base = HookedModel.load(saved[name], dtype="float32"), BASES[name]
+    layers, norm = f"{base}.{whole.anatomy.layers}", f"{base}.{whole.anatomy.norm}"
+    told = left_out(saved[name], whole, f"{layers}.1", norm)
+    assert f"leaves out 2 of the model's modules: {layers}.1, {norm}. Give each a device, 'cpu' or 'disk'" in told
+    assert "device_map='auto'" in told and "does not have" not in told
+    misspelt = {**halves(whole, "cpu", "cpu"), f"{base}.layer.1": "cpu"}
+    del misspelt[f"{layers}.1"]
+    with pytest.raises(InputError, match=rf"{layers}.1.* names what the model does not have: {base}.layer.1$"):
+        load_hf(saved[name], device_map=misspelt)
+    every = [place for place in halves(whole, "cpu", "cpu") if place.startswith(layers)]
+    assert f"leaves out 1 of the model's modules: {layers}. Give" in left_out(saved[name], whole, *every)
+    # What holds no tensor may be left out, and with `upto` what is not loaded; nothing else.
+    lower = {"upto": "resid_post.0", "offload_folder": tmp_path}
+    assert f"1 of the model's modules: {layers}.0. Give" in left_out(saved[name], whole, f"{layers}.0", **lower)
+    places = {place: "cpu" for place in halves(whole, 0, 0) if place != f"{base}.rotary_emb"}
+    assert load_hf(saved[name], device_map=places).hf is not None
+    for place in (f"{layers}.1", norm, whole.anatomy.head):
+        places.pop(place, None)
+    assert load_hf(saved[name], device_map=places, upto="resid_post.0").n_layers == whole.cfg.n_layers
 
 
 def test_weights_beyond_this_machines_memory_are_refused_only_where_they_go_there(tmp_path: Path):

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interp.errors import InputError
 from interp.extract import extract
 from interp.model import HookedModel
 from interp.sharded import together
+from interp.sites import Site
 from interp.store import ActivationStore
-from tests.tensor_parallel_child import work
+from tests.tensor_parallel_child import PART, part, work
 from tests.tiny_models import tiny
 from tests.toy_store import token_file
 
@@ -93,9 +93,13 @@ def test_a_single_process_needs_no_others():
     assert together("model", lambda model: model.upper()) == "MODEL"
 
 
-def test_part_of_a_model_cannot_be_cut(tmp_path: Path, monkeypatch):
-    tiny("llama").save_pretrained(tmp_path)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="tp_plan loads the whole model: leave `upto` out"):
-        HookedModel.load(tmp_path, upto="resid_post.0", tp_plan="auto")
+@pytest.mark.parametrize("name", ["part", "named"])
+def test_a_part_of_a_model_is_cut_as_the_whole(both, name: str):
+    """By the family's plan, and by one with names of the whole model, its head among them."""
+    folder, whole, _, _ = both
+    right, found = part(whole), [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)]
+    assert right.keys() == found[0].keys() == found[1].keys() and len(right) == 6
+    assert (right[f"act {Site.parse(PART)}"] - right["edit z.0"]).abs().max() > 1e-3
+    for site, expected in right.items():
+        assert torch.equal(found[0][site], found[1][site]), site
+        torch.testing.assert_close(found[0][site], expected, rtol=2e-5, atol=2e-5, msg=lambda m, s=site: f"{s}: {m}")

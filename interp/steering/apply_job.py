@@ -8,13 +8,14 @@ from typing import Any
 from interp.errors import InputError
 from interp.heap import trimmed
 from interp.model import HookedModel
+from interp.placement import PlacingConfig
 from interp.steering.generation import Writing, generate_texts
 from interp.steering.prompts import Prompt, has_chat
 from interp.steering.steering import Steering
 
 
 @dataclass(frozen=True)
-class ApplyConfig:
+class ApplyConfig(PlacingConfig):
     """How texts are generated."""
 
     beta: float | None = None
@@ -49,7 +50,7 @@ def apply_job(
         raise InputError("give a prompt, or a file of prompts")
     steering = Steering.load(folder)
     if isinstance(model, str):
-        model = HookedModel.load(model)
+        model = HookedModel.load(model, **config.placing())
     steering.check(model, force=force)
     steering = steering if config.beta is None else steering.at(config.beta)
     chat = has_chat(model) if config.chat is None else config.chat
@@ -67,7 +68,7 @@ def apply_job(
 @trimmed()
 def _written(
     model: HookedModel, prompts: list[Prompt], steering: Steering, config: ApplyConfig
-) -> tuple[list[str], list[str] | None]:
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """Texts under the steering and, if asked for, without it."""
     writing = Writing(config.max_new_tokens, config.temperature, config.top_p, config.batch_size, config.seed)
     steered = generate_texts(model, prompts, steering.hooks(), writing=writing).texts

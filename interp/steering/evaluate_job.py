@@ -18,6 +18,7 @@ from interp.heap import trimmed
 from interp.judges import EmbeddingJudge, Judge, LexiconJudge, LogProbJudge
 from interp.model import HookedModel
 from interp.multiple_choice import read_items
+from interp.placement import PlacingConfig
 from interp.steering.baselines import RANDOM, fit_on, matched_betas, mean_eta, random_steering
 from interp.steering.contrast import ContrastSet, read_contrast
 from interp.steering.evaluate import evaluate
@@ -36,7 +37,7 @@ EVALUATION_FILE, PAGE = "evaluation.json", "evaluation.html"
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(EvaluationConfig):
+class EvaluateConfig(EvaluationConfig, PlacingConfig):
     """Options of an evaluation of saved steerings."""
 
     contrast: str = ""
@@ -88,7 +89,7 @@ def evaluate_job(
     if len(loaded) < len(folders):
         raise InputError(f"two of {', '.join(map(str, folders))} have the same name; rename one, tables go by names")
     if isinstance(model, str):
-        model = HookedModel.load(model)
+        model = HookedModel.load(model, **config.placing())
     for steering in loaded.values():
         steering.check(model, force=force)
     contrast = read_contrast(config.contrast)

@@ -18,6 +18,7 @@ from interp.heap import trimmed
 from interp.jsonlines import json_objects
 from interp.model import HookedModel
 from interp.moments import Positions, Whitening
+from interp.placement import PlacingConfig
 from interp.steering.contrast import SETS, read_contrast
 from interp.steering.edits import GateKind
 from interp.steering.fit import fit_steering
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(PlacingConfig):
     """What to fit, on what."""
 
     contrast: str | None = None
@@ -91,7 +92,7 @@ def fit_job(
 ) -> Steering:
     """Fit, save, and say what was found at every site."""
     if isinstance(model, str):
-        model = HookedModel.load(model)
+        model = HookedModel.load(model, **config.placing())
     prompts = _from_contrast(model, config) if config.contrast is not None else _from_files(config)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
