@@ -26,14 +26,16 @@ class _Bar(tqdm):
 def bar(total: int, label: str, *, unit: str = "tok", done: int = 0, show: bool | None = None) -> tqdm:
     """A progress bar of `total` units of which `done` were finished by an earlier run.
 
-    `show=None` shows it where standard error is a terminal or a notebook, and prints plain lines every few seconds
+    `show=None` shows it where standard error is a terminal or a notebook's, and prints plain lines every few seconds
     elsewhere (a log file); `False` silences it. Use as a context manager and call `.update(units)`.
     """
     terminal = sys.stderr.isatty()
     notebook = type(sys.stderr).__module__.startswith("ipykernel")
     # Plain text in a notebook too: no widgets, which warn where they are missing and leave nothing in a saved file.
+    # On standard output, for standard error has the ground of an error there.
     width = None if terminal else 76 if notebook else 100  # what a notebook's column holds without a break
     return _Bar(
+        file=sys.stdout if notebook else sys.stderr,
         total=total,
         initial=done,
         desc=label,

@@ -134,7 +134,7 @@ class ActivationStore(Shown):
         return int(self.ends[-1])
 
     def _facts(self) -> dict[str, Any]:
-        size = f"{len(self) * self.row_bytes / 1e6:,.1f} MB in {len(self.ends):,} shards"
+        size = f"{len(self) * self.row_bytes / 1e6:,.1f} MB in {len(self.ends):,} shard{'s' * (len(self.ends) != 1)}"
         return {
             "rows": len(self),
             "sites": self.sites,

@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 PLOTLY = "application/vnd.plotly.v1+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _WIDTH, _SCALE = 860, 1.25
+_BAR = r"\d+%\|"
 _DRAW = """async ([figure, width, scale]) => {
   const layout = {...figure.layout, paper_bgcolor: "#fff", plot_bgcolor: "#fff"};
   const own = {width: layout.width || width, height: layout.height || 300};
@@ -84,14 +85,15 @@ def outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
 
 
 def drop_progress(notebook: NotebookNode) -> None:
-    """Take progress bars out of the outputs: lines on standard error that hold a percentage and a bar."""
+    """Take progress bars out of the outputs: printed lines that hold a percentage and a bar."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":
-                lines = "".join(output.text).replace("\r", "\n").splitlines()
-                output.text = "\n".join(line for line in lines if line.strip() and not re.search(r"\d+%\|", line))
+            text = "".join(output.get("text", ""))
+            if output.output_type == "stream" and re.search(_BAR, text):
+                lines = text.replace("\r", "\n").splitlines(keepends=True)
+                output.text = "".join(line for line in lines if line.strip() and not re.search(_BAR, line))
         if "outputs" in cell:
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" or output.text]
+            cell.outputs = [output for output in cell.outputs if output.output_type != "stream" or output.text.strip()]
 
 
 def complaints(notebook: NotebookNode) -> list[str]:

@@ -119,10 +119,12 @@ def test_in_a_notebook_a_bar_fits_its_column_and_is_one_line(monkeypatch):
     from interp.progress import bar
 
     kind = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
-    err = kind()
+    err, out = kind(), kind()
     monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "stdout", out)
     with bar(10, "a rather long label of a stage") as shown:
         shown.update(10)
-    lines = err.getvalue().split("\n")
+    assert err.getvalue() == ""  # which a notebook shows as an error
+    lines = out.getvalue().split("\n")
     assert lines[1:] == [""] and all(len(line) <= 76 for line in lines[0].split("\r"))
     assert "100%" in lines[0].split("\r")[-1]

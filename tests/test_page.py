@@ -60,6 +60,7 @@ class Curve:
 
     class layout:
         height = 200
+        width = None
 
     def to_json(self) -> str:
         return json.dumps({"data": [{"name": HOSTILE, "y": [1, 2]}], "layout": {}})

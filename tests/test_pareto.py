@@ -1,6 +1,5 @@
 """The Pareto plot: its front against brute force, its numbers, its labels, and how it looks in a browser."""
 
-import itertools
 import json
 import math
 import random
@@ -12,10 +11,9 @@ import pytest
 from interp.errors import InputError
 from interp.figures.pareto import pareto_front, pareto_plot
 from saes.sweep import pareto
-from saes.sweep_summary import Summary, write_page
+from saes.sweep_summary import write_page
 from tests.browser_tab import chromium, needs_chromium
-
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "jumprelu", "standard", "gated")
+from tests.sweep_samples import summary
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -34,34 +32,6 @@ def test_the_front_is_what_nothing_dominates(lower: bool):
         front = pareto_front(x, y, lower=lower)
         assert {points[i] for i in front} == best and len(front) == len(best)  # of equal points, one
         assert [x[i] for i in front] == sorted(x[i] for i in front)
-
-
-def summary(folder: Path, *, held_out: bool = True, unlike: bool = False) -> Summary:
-    """As a sweep over all architectures, two widths and four sparsities might leave it."""
-    records = {}
-    for architecture, width, k in itertools.product(ARCHITECTURES, (2304, 4608), (8, 16, 32, 64)):
-        quality = 0.45 + 0.08 * ((k / 8) ** 0.5) + 0.02 * (width > 3000) - 0.012 * ARCHITECTURES.index(architecture)
-        figures = {"l0": k * 1.02, "explained_variance": quality, "dead_fraction": 0.01, "kl": 0.3}
-        records[f"{architecture}-w{width}-k{k}"] = {
-            "architecture": architecture,
-            "d_sae": width,
-            "config": {},
-            "status": "finished",
-            "error": None,
-            "training": figures | {"explained_variance": quality + 0.1},
-            "held_out": figures | {"delta_ce": 1.2 - quality} if held_out else None,
-            "measured": "a" if held_out else None,
-        }
-    records["topk-w2304-k8"]["held_out"] and records["topk-w2304-k8"]["held_out"].update(l0=0.0)
-    records["lost"] = records["gated-w4608-k64"] | {
-        "status": "diverged",
-        "error": "loss became NaN <b>",
-        "held_out": None,
-    }
-    if unlike:
-        records["gated-w4608-k8"]["measured"] = "b"
-    facts = {"model": "SmolLM2-135M", "sites": ["blocks.15.hook_resid_post"], "site_out": None, "rows": 198_938}
-    return Summary(folder, facts | {"store": "0"}, records)
 
 
 def test_one_trace_a_series_and_every_number_in_it(tmp_path: Path):

@@ -145,7 +145,13 @@ class Bilinear(Shown):
     def _facts(self) -> dict[str, Any]:
         d, e = self.left.shape[-2:]
         heads = " x ".join(str(size) for size in self.left.shape[:-2])
-        return {"M": "left · rightᵀ", "heads": heads or None, "d": d, "e": e, "dtype": str(self.left.dtype)}
+        return {
+            "M": "left · rightᵀ",
+            "heads": heads or None,
+            "d": d,
+            "e": e,
+            "dtype": str(self.left.dtype).removeprefix("torch."),
+        }
 
 
 def _heads(shape: torch.Size) -> str:

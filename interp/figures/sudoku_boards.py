@@ -39,14 +39,15 @@ class Board(NamedTuple):
 def boards_figure(
     rules: Rules, boards: Sequence[Board], *, columns: int = 4, side: int = 190
 ) -> "plotly.graph_objects.Figure":
-    """All boards in rows of `columns`, `side` pixels each."""
+    """All boards in rows of `columns`, `side` pixels each, and as wide: digits would not shrink with their boards."""
     if not boards or columns < 1:
         raise InputError(f"{len(boards)} boards in {columns} columns; expected one or more of each")
     if wrong := [len(board.grid) for board in boards if len(board.grid) != rules.n_cells]:
         raise InputError(f"a board of {wrong[0]} cells; expected {rules.n_cells}")
     rows, columns = math.ceil(len(boards) / columns), min(columns, len(boards))
     across, down = columns * (1 + _GAP) - _GAP, rows * (1 + _GAP + _HEAD) - _GAP
-    figure = blank(height=round(down * side) + 12, margin={"l": 4, "r": 4, "t": 6, "b": 6}, dragmode=False)
+    size = {"width": round((across + 0.02) * side) + 8, "height": round((down + 0.02) * side) + 12}
+    figure = blank(**size, margin={"l": 4, "r": 4, "t": 6, "b": 6}, dragmode=False)
     hidden: dict[str, Any] = {"visible": False, "fixedrange": True}
     figure.update_xaxes(range=[-0.01, across + 0.01], constrain="domain", **hidden)
     figure.update_yaxes(range=[down + 0.01, -0.01], scaleanchor="x", constrain="domain", **hidden)

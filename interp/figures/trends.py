@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
-from interp.figures.style import BLUE, VERMILLION, dress
+from interp.figures.style import BLUE, VERMILLION, dress, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -47,8 +47,10 @@ def trend_panels(
             )
         low, high = min(values), max(values)
         room = max((high - low) / 2, abs(high) / 20, 1.0)  # a flat series is not blown up to its noise
-        figure.update_yaxes(range=[max(0.0, low - room), high + room], tickformat=",", **place)
-        figure.update_xaxes(title_text=x_title if panel // columns == rows - 1 else None, **place)
+        bottom, top = max(0.0, low - room), high + room
+        counts = whole(bottom, top) if all(float(value).is_integer() for value in values) else {}
+        figure.update_yaxes(range=[bottom, top], tickformat=",", **counts, **place)
+        figure.update_xaxes(title_text=x_title if panel + columns >= len(series) else None, **place)
     dress(figure, height=190 * rows + 60)
     figure.update_annotations(font_size=13)
     figure.update_layout(margin_t=34)

@@ -96,8 +96,10 @@ class Table(Part):
             for row in self.rows
         )
         caption = f"<caption>{text(self.title)}</caption>" if self.title else ""
+        name = text(self.title or "Table")
         return (
-            f'<div class="scroll" id="{anchor}"><table>{caption}<thead><tr>{head}</tr></thead>'
+            f'<div class="scroll" id="{anchor}" role="group" aria-label="{name}" tabindex="0">'
+            f"<table>{caption}<thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table></div>"
         )
 
@@ -124,7 +126,10 @@ class KeyValues(Part):
 
 @dataclass(frozen=True)
 class Figure(Part):
-    """A Plotly figure (anything with `to_json()`), with a title above and a caption below that says what is seen."""
+    """A Plotly figure (anything with `to_json()`), with a title above and a caption below that says what is seen.
+
+    One with a width of its own keeps it, and is scrolled where the screen is narrower.
+    """
 
     figure: Any
     title: str
@@ -137,10 +142,11 @@ class Figure(Part):
     def render(self, anchor: str) -> str:
         caption = f"<p>{text(self.caption)}</p>" if self.caption else ""
         height = int(self.figure.layout.height or 300)
+        wide = ' tabindex="0"' if self.figure.layout.width else ""  # what scrolls has to be reached by keys
         label = text(f"{self.title}. {self.caption}".strip())
         return (
             f'<figure class="card" id="{anchor}"><figcaption><h3>{text(self.title)}</h3>{caption}</figcaption>'
-            f'<div class="plot" role="group" aria-label="{label}" data-figure="{anchor}-data" '
+            f'<div class="plot" role="group" aria-label="{label}" data-figure="{anchor}-data"{wide} '
             f'style="min-height:{height}px"></div>'
             f"{json_block(_inert(json.loads(self.figure.to_json())), id=f'{anchor}-data')}</figure>"
         )

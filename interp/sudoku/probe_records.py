@@ -221,5 +221,10 @@ class ProbeStudy(Record):
             if (found.model, found.source, found.layer, found.target, found.probe) == wanted:
                 return found
         names = ("model", "source", "layer", "target", "probe")
-        have = {name: sorted({getattr(row, name) for row in self.rows}) for name in names}
-        raise InputError(f"no row for {dict(zip(names, wanted, strict=True))}; the study has {have}")
+        have = "; ".join(
+            f"{name}: {', '.join(map(str, sorted({getattr(r, name) for r in self.rows})))}" for name in names
+        )
+        raise InputError(
+            f"no {probe} probe of {target!r} from layer {layer} of {model}, {source}, in this probing study, which has "
+            f"{have}. Ask for one of these, or make the study again with `midlens sudoku probe`"
+        )

@@ -43,22 +43,48 @@ def probe_section(study: ProbeStudy) -> "Section":
     """A figure for each target, and the table of ceilings."""
     from interp.page import Figure, Note, Row, Section
 
+    kind = _kind(study)
     figures: list[Part] = []
     for target, (metric, title, about) in TARGETS.items():
-        if target in study.config.targets and "logistic" in study.config.probes:
+        if target in study.config.targets:
             caption = f"{about} Bands: 95 %, bootstrap over puzzles. Level 0 is what enters the first block."
-            figures.append(Figure(_by_layer(study, target, metric), title, caption))
+            figures.append(Figure(_by_layer(study, target, metric, kind), title, caption))
     lead = (
-        f"Linear probes of the residual stream at END_CLUES, fitted on {study.fitted_on:,} unseen puzzles and scored "
-        f"on {study.scored_on:,} others; {number(study.mean_filled, '.1f')} of {study.n**2} cells are filled on "
+        f"Linear probes ({kind}) of the residual stream at END_CLUES, fitted on {study.fitted_on:,} unseen puzzles and "
+        f"scored on {study.scored_on:,} others; {number(study.mean_filled, '.1f')} of {study.n**2} cells are filled on "
         "average. Controls: models of the same shape that were never trained, as they are and with uniform attention; "
         "labels of other puzzles; codes of known form (ceilings, thin lines)."
     )
-    notes: list[Part] = [Note(_WHY), Note(_NOISE)]
-    return Section("What can be read", [*notes, Row(figures, least=520), _ceilings(study)], lead=lead)
+    notes: list[Part] = [Note(one) for one in (_left_out(study), _WHY, _NOISE) if one]
+    return Section("What can be read", [*notes, Row(figures, least=520), _ceilings(study, kind)], lead=lead)
 
 
-def _by_layer(study: ProbeStudy, target: str, metric: str):
+def _kind(study: ProbeStudy) -> str:
+    """The probes that are drawn: logistic ones, or what the study has in their place."""
+    return "logistic" if "logistic" in study.config.probes else study.config.probes[0]
+
+
+def _left_out(study: ProbeStudy) -> str:
+    """What the page lacks because the study was made without some targets or probes; nothing if it has all."""
+    targets, logistic = study.config.targets, "logistic" in study.config.probes
+    absent = [f"no probes of {target}" for target in TARGETS if target not in targets]
+    absent += [] if logistic else ["no logistic probes"]
+    needs = {
+        "the crossing": ("cell state", "substructure", "candidates"),
+        "the verdict between cells and units": ("cell state", "substructure"),
+        "the geometry of candidates": ("candidates",),
+    }
+    lost = [part for part, wanted in needs.items() if not logistic or not set(wanted) <= set(targets)]
+    if not absent:
+        return ""
+    without = f"; without them there is no part on {', '.join(lost)}" if lost else ""
+    return (
+        f"This study has {', '.join(absent)}{without}. "
+        "`midlens sudoku probe` makes all of them unless --targets or --probes leaves some out."
+    )
+
+
+def _by_layer(study: ProbeStudy, target: str, metric: str, kind: str):
     from interp.figures.sudoku_curves import Line, interval_curves, variants
 
     models = study.models
@@ -67,10 +93,10 @@ def _by_layer(study: ProbeStudy, target: str, metric: str):
     for source, said in _SOURCES.items():
         for i, model in enumerate(models):
             rows = [r for r in study.rows if (r.model, r.source, r.target) == (model, source, target)]
-            points = [(float(r.layer), *getattr(r, metric)) for r in rows if r.probe == "logistic"]
+            points = [(float(r.layer), *getattr(r, metric)) for r in rows if r.probe == kind]
             lines.append(Line(f"{said}, {model}", sorted(points), looks[source][i]))
     levels = {
-        f"code: {_CODES[code]}": getattr(study.row("oracle", code, 0, target), metric).value
+        f"code: {_CODES[code]}": getattr(study.row("oracle", code, 0, target, kind), metric).value
         for code in ("substructure", "cell", "cell projected")
     }
     layers = sorted({row.layer for row in study.rows if row.model != "oracle"})
@@ -80,12 +106,12 @@ def _by_layer(study: ProbeStudy, target: str, metric: str):
     )
 
 
-def _ceilings(study: ProbeStudy) -> "Part":
+def _ceilings(study: ProbeStudy, kind: str) -> "Part":
     from interp.page import Table
 
     targets = [target for target in TARGETS if target in study.config.targets]
     rows = [
-        [_CODES[code], *(interval(getattr(study.row("oracle", code, 0, t), TARGETS[t][0])) for t in targets)]
+        [_CODES[code], *(interval(getattr(study.row("oracle", code, 0, t, kind), TARGETS[t][0])) for t in targets)]
         for code in ORACLES
     ]
     head = ["code", *(TARGETS[target][1].lower() for target in targets)]

@@ -100,7 +100,10 @@ def _board_figure(name: str, one: SolvingStudy, example: Example, index: int) ->
         f"Orange: the move it makes next. First {len(boards) - 1} moves and the last board, which is "
         f"{'the solution' if whole else 'not the solution'}."
     )
-    return Figure(boards_figure(rules, boards, columns=6, side=185), f"{name}: unseen puzzle {index + 1}", caption)
+    columns, side = (6, 180) if one.n < 9 else (4, 270)  # what fills the page; nine candidates need cells of 30 pixels
+    return Figure(
+        boards_figure(rules, boards, columns=columns, side=side), f"{name}: unseen puzzle {index + 1}", caption
+    )
 
 
 def moves_of(rules: Rules, example: Example, *, most: int = _MOST) -> "list[Board]":

@@ -15,8 +15,10 @@ from interp.page.numbers import number
 from interp.sudoku.board import Rules, candidates
 from interp.sudoku.neuron_pages import neuron_pages
 from interp.sudoku.neuron_scan import scan_sample
+from interp.sudoku.probe_records import ProbeConfig
+from interp.sudoku.probe_study import probe_study
 from interp.sudoku.replay import forced_moves
-from interp.sudoku.study_files import kept, read_result, read_results
+from interp.sudoku.study_files import Result, kept, read_result, read_results
 from interp.sudoku_report.numbers import interval, short_unit, unit_name
 from interp.sudoku_report.report import write_report
 from interp.sudoku_report.solving import moves_of
@@ -134,6 +136,33 @@ def test_sections_follow_from_what_there_is(tmp_path: Path):
         write_report(tmp_path / "none.html", [])
     with pytest.raises(InputError, match="two results of solving are both of planted"):
         write_report(tmp_path / "two.html", [*samples.results(), samples.results()[0]])
+
+
+@pytest.mark.parametrize(
+    ("targets", "probes", "absent", "titles"),
+    [
+        (("filled",), ("ridge",), "no probes of cell state, no probes of substructure", ["Filled or empty"]),
+        (("cell state", "substructure"), ("logistic",), "no probes of candidates", ["Cell states", "Units, all"]),
+        (("candidates",), ("ridge", "logistic"), "no probes of cell state", ["Candidates, all"]),
+    ],
+)
+def test_a_study_of_some_targets_is_drawn_and_the_page_says_what_it_lacks(
+    tmp_path: Path, targets: tuple[str, ...], probes: tuple[str, ...], absent: str, titles: list[str]
+):
+    config = ProbeConfig(puzzles=100, targets=targets, probes=probes, draws=5, tol=0.1)
+    study = probe_study({"tiny0": samples.tiny_model(0), "tiny1": samples.tiny_model(1)}, config, show=False)
+    path = write_report(tmp_path / "report.html", [Result("probes", "tiny", {}, study)])
+    text, html = plain(path), path.read_text()
+    assert f"This study has {absent}" in text and "the crossing" in text
+    assert f"({'logistic' if 'logistic' in probes else 'ridge'}) of the residual stream" in text
+    drawn = re.findall(r"<figcaption><h3>(.*?)</h3>", html)
+    known = ("Filled or empty", "Cell states", "Units, all digits right", "Candidates, all digits right")
+    assert {one for one in drawn if one in known} == {one for one in known if one.startswith(tuple(titles))}
+    assert ('id="the-crossing"' in html, 'id="cells-or-units"' in html) == (False, "substructure" in targets)
+
+
+def test_a_whole_study_lacks_nothing(page: Path):
+    assert "This study has no" not in plain(page)
 
 
 def test_numbers_and_names():
