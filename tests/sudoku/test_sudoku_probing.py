@@ -211,7 +211,7 @@ def test_a_study_has_every_control_beside_every_row(study: ProbeStudy):
     assert {one.source for one in study.geometry} == {"trained", "random", "uniform"}
     assert [one.reference for one in study.crossings] == ["random", "uniform"]
     with pytest.raises(
-        InputError, match="no logistic probe of 'filled' from layer 1 of c, trained, .* has model: a, b, oracle;"
+        InputError, match=r"no logistic probe of 'filled' from layer 1 of c, trained, .* has model: a, b, oracle;"
     ):
         study.row("c", "trained", 1, "filled")
 
@@ -250,7 +250,7 @@ def test_a_row_that_is_not_there_is_named_beside_those_that_are(study: ProbeStud
     have = study.rows[0]
     assert study.row(have.model, have.source, have.layer, have.target, have.probe) is have
     with pytest.raises(
-        InputError, match="probe of 'cell-state' .* which has .*target: .*cell state.* make the study again"
+        InputError, match=r"probe of 'cell-state' .* which has .*target: .*cell state.* make the study again"
     ):
         study.row(have.model, have.source, have.layer, "cell-state", have.probe)
 
