@@ -222,9 +222,11 @@ def _sae_line(config: PrimitivesConfig, sae: Outlined | None, f: int | None) -> 
 
 
 def _memory(config: PrimitivesConfig, shapes: _Shapes, f: int | None) -> str:
-    """The most at once: weights, the SAE and its untrained twin, the unembedding in float32, a chunk of logits."""
-    d, v = shapes.spec.d_model, shapes.spec.d_vocab
-    parts = {"model": shapes.weight_bytes} | catalogue_bytes(d, v, f)
+    """The most at once: the model; the catalogue or, if that is more, an SAE's weights twice while it is read."""
+    d, parts = shapes.spec.d_model, catalogue_bytes(shapes.spec.d_model, shapes.spec.d_vocab, f)
+    if config.sae is not None and f is not None and 16 * d * f > sum(parts.values()):
+        parts = {"SAE while it is read": 16 * d * f}
+    parts = {"model": shapes.weight_bytes} | parts
     if config.sae is None:
         parts["training"] = memory_of(config.recipe, config.recipe.shape(d)).peak
     listed = ", ".join(f"{name} {size(count)}" for name, count in parts.items())

@@ -1,5 +1,6 @@
 """The plan before a run: counts against counting, the cut to a budget, outlines from shapes alone, early refusals."""
 
+import dataclasses
 import itertools
 import json
 import socket
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from interp.bench.shapes import spec_of
 from interp.errors import InputError
 from saes.primitives.options import FEW, PrimitivesConfig, check_early, data_of, emotion_set, emotions_of
-from saes.primitives.planning import EFFORTS, Effort, Speeds, fitted, outline
+from saes.primitives.planning import EFFORTS, Effort, Speeds, _memory, _Shapes, fitted, outline
 from saes.primitives.results import CONDITIONS, UNSTEERED
 
 QUICK = Speeds(tokens_per_second=1e6, seconds_per_call=1e-6)
@@ -97,6 +100,16 @@ def test_large_models_are_planned_from_their_published_shapes(
     assert str(plan["emotions"]).startswith("27 of the 27") and str(plan["paid judges"]).startswith("none")
     assert "minutes here" in str(plan["lens"])
     assert not (tmp_path / "run").exists()
+
+
+def test_an_sae_that_is_large_beside_the_vocabulary_needs_most_while_it_is_read():
+    config = PrimitivesConfig(**LLAMA)
+    shapes = _Shapes("llama", spec_of("llama-3.1-8b"), 2**34, torch.bfloat16, "made up")
+    lens, rows = 4 * 4096 * 128_256 / 2**30, 4 * 4096 * 2**17 / 2**30
+    at_most = f"at most about {16 + lens + 0.25 + 3 * rows + 0.25:.2f} GiB"
+    assert _memory(config, shapes, 2**17).startswith(at_most)
+    shapes = dataclasses.replace(shapes, spec=dataclasses.replace(shapes.spec, d_vocab=50_000))
+    assert _memory(config, shapes, 2**17).startswith(f"at most about {16 + 4 * rows:.2f} GiB (model")
 
 
 @pytest.mark.usefixtures("no_network")
