@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from interp.extract import Settings, prepare
 from interp.extraction import Entry, Extraction, Target
+from interp.heap import trimmed
 from interp.pipeline import Capturing, peak_memory
 from interp.plan import Plan
 from interp.tokenfile import TokenFile
@@ -70,6 +71,7 @@ class Worker:
         place = f"{getattr(self.model, 'device', 'cpu')} of {socket.gethostname()}"
         return Planned(text, extraction.seconds, peak_memory(), extraction.part, extraction.facts, place)
 
+    @trimmed()
     def compute(self, shard: int) -> Done:
         """Compute one shard of the plan."""
         if self._extraction is None:

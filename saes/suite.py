@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.model import HookedModel
 from interp.sites import Site
 from saes.absorption import AbsorptionConfig, absorption
@@ -43,6 +44,7 @@ class SuiteConfig:
     seed: int = 0
 
 
+@trimmed()
 def run_suite(
     sae: SAE,
     model: HookedModel,

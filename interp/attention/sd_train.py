@@ -27,6 +27,7 @@ from interp.attention.sd_data import IGNORED, batches, chosen_documents, windows
 from interp.attention.sd_model import Twin, TwinConfig, sized
 from interp.corpus import read_corpus, split
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.loop import Pace, train
 from interp.tensorfile import read_tensors, write_tensors
 
@@ -184,6 +185,7 @@ class Training:
                 self.optimizer.state[p] = moments
 
 
+@trimmed()
 def train_twin(
     config: TwinTraining,
     out: str | Path,

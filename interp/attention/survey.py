@@ -29,6 +29,7 @@ from interp.attention.survey_models import Model, family_of, name_of, open_model
 from interp.attention.survey_result import ModelSurvey
 from interp.batching import Batch
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.model import HookedModel
 from interp.progress import bar
 from interp.sealing import differences, only_writer, read_json, write_json
@@ -72,6 +73,7 @@ def survey(
     return out / FILE
 
 
+@trimmed()
 def _one(
     label: str,
     given: str | Path | Model,

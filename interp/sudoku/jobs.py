@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
+from interp.heap import trimmed
 from interp.progress import bar
 from interp.sudoku.circuit import CircuitStudy, circuit_study
 from interp.sudoku.generate import Kind
@@ -80,6 +81,7 @@ class CircuitFindings(Record):
     neurons: tuple[NeuronPage, ...]
 
 
+@trimmed()
 def train_job(config: TrainConfig, folder: Path, *, device: Any = None) -> Path:
     """Train, or go on; the file of the weights."""
     changes = {} if config.steps is None else {"steps": config.steps}
@@ -88,6 +90,7 @@ def train_job(config: TrainConfig, folder: Path, *, device: Any = None) -> Path:
     return folder / WEIGHTS
 
 
+@trimmed()
 def solve_job(folder: Path, path: Path, *, puzzles: int = 2000, device: Any = None) -> SolvingStudy:
     """Solve unseen puzzles."""
     settings = {**identity(folder), "puzzles": puzzles, "seed": TEST_SEED}
@@ -99,6 +102,7 @@ def solve_job(folder: Path, path: Path, *, puzzles: int = 2000, device: Any = No
     return kept(path, "solving", folder.name, settings, make)
 
 
+@trimmed()
 def probe_job(
     folders: Sequence[Path], path: Path, config: ProbeConfig, *, device: Any = None, show: bool | None = None
 ) -> ProbeStudy:
@@ -119,6 +123,7 @@ def probe_job(
     return kept(path, "probes", ", ".join(names), settings, make)
 
 
+@trimmed()
 def intervene_job(
     folder: Path, path: Path, config: InterveneConfig, *, device: Any = None, show: bool | None = None
 ) -> PatchStudy:
@@ -139,6 +144,7 @@ def intervene_job(
     return kept(path, "interventions", folder.name, {**identity(folder), **asdict(config)}, make)
 
 
+@trimmed()
 def circuit_job(
     folder: Path, path: Path, config: CircuitConfig, *, device: Any = None, show: bool | None = None
 ) -> CircuitFindings:
