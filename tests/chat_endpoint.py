@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+USAGE = {"prompt_tokens": 7, "completion_tokens": 2}
 Reply = Callable[[dict[str, Any]], str | None]
 
 
@@ -47,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.seen.append(body)
             if len(self.server.seen) == self.server.last:
                 threading.Thread(target=self.server.gone).start()
-        reply = {"choices": [{"message": {"role": "assistant", "content": said}}], "usage": {}}
+        reply = {"choices": [{"message": {"role": "assistant", "content": said}}], "usage": USAGE}
         content = json.dumps(reply).encode() if said is not None else b""
         with contextlib.suppress(OSError):  # a client that is gone
             self.send_response(200 if said is not None else 401)

@@ -12,6 +12,7 @@ from interp.errors import InputError
 from interp.judges import Endpoint, EndpointJudge
 from interp.model import HookedModel
 from interp.presets import PRESETS, default_site
+from interp.sealing import read_json
 from interp.sites import Site
 from saes.primitives.catalogue import LiteraryData
 from saes.primitives.categories import Categories, categories
@@ -160,6 +161,16 @@ def remote_judges(config: PrimitivesConfig) -> tuple[EndpointJudge, ...]:
         EndpointJudge(Endpoint(config.endpoint, name, key_env=config.endpoint_key, cache=cache))
         for name in config.remote
     )
+
+
+def paid(config: PrimitivesConfig) -> dict[str, int]:
+    """What the endpoint's answers that are kept took in all, interrupted calls included; empty without an endpoint."""
+    if not config.remote:
+        return {}
+    usages = [read_json(path, "an answer").get("usage", {}) for path in (config.out / "answers").rglob("*.json")]
+    tokens = {f"{kind} tokens": sum(int(one.get(f"{kind}_tokens", 0)) for one in usages)
+              for kind in ("prompt", "completion")}  # fmt: skip
+    return {"answers": len(usages), **tokens}
 
 
 def check_early(config: PrimitivesConfig) -> None:

@@ -31,7 +31,7 @@ from interp.loading import PRESETS
 from interp.sealing import only_writer, read_json
 from saes.primitives import groundwork, searching
 from saes.primitives.catalogue import Catalogue
-from saes.primitives.options import PrimitivesConfig, check_early, check_endpoint, emotion_set, emotions_of
+from saes.primitives.options import PrimitivesConfig, check_early, check_endpoint, emotion_set, emotions_of, paid
 from saes.primitives.planning import outline
 from saes.primitives.recipes import CATALOGUE_FILE, COVERAGE_FILE
 from saes.primitives.results import Coverage
@@ -74,6 +74,8 @@ def run_primitives(config: PrimitivesConfig, *, say: Callable[[str], None] | Non
     stages.close()
     for line in summary(coverage):
         say(line)
+    if took := paid(config):
+        say(f"the endpoint's part: {', '.join(f'{n:,} {what}' for what, n in took.items())}")
     return path
 
 
@@ -171,7 +173,8 @@ def _page(
         "model": preset.hub_id.split("/")[-1] + (f", {preset.notes}" if preset.notes else "") if preset else model.name,
         "site": str(found.site),
         "SAE": dict(sae.config.metadata) | {"d_sae": sae.config.d_sae, "architecture": sae.config.architecture},
-        "Options": config.facts(),
+        "Options": config.facts() | {"emotions": [cell.emotion for cell in coverage.cells]},
+        **({"Endpoint": paid(config)} if config.remote else {}),
         "Seconds": dict(seconds),
         "Versions": {"torch": torch.__version__},
     }

@@ -127,6 +127,15 @@ def test_the_page_says_what_was_cut_what_is_unconfirmed_and_which_words_count(wh
     )
 
 
+def test_what_the_endpoint_took_is_said_and_on_the_page(whole: Whole):
+    n = len(whole.asked)
+    used = {"answers": n, "prompt tokens": 7 * n, "completion tokens": 2 * n}
+    assert f"the endpoint's part: {n} answers, {7 * n} prompt tokens, {2 * n} completion tokens" in whole.said
+    (part,) = re.findall(r"<h3>Endpoint</h3><dl>(.*?)</dl>", page(whole.out))
+    found = dict(zip(*(re.findall(rf"<{tag}>(.*?)</{tag}>", part) for tag in ("dt", "dd")), strict=True))
+    assert {name: int(value.replace(",", "")) for name, value in found.items()} == used
+
+
 # Endpoints
 
 
