@@ -46,7 +46,7 @@ docs: install-dev
 notebooks: install-dev
 	$(BIN)/python notebooks/execute.py
 
-# `make install HASHES=1` takes no file whose sha256 isn't in requirements.lock (CPython 3.11 on x86-64 Linux).
+# `make install HASHES=1` takes no file but torch whose sha256 isn't in requirements.lock (CPython 3.11 on x86-64 Linux).
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
