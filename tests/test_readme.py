@@ -24,14 +24,22 @@ def test_python_blocks_run(tmp_path: Path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def commands() -> set[str]:
-    return set(re.findall(r"^\s*(?:\$ )?midlens (\w+)", "\n".join(SHELL), flags=re.MULTILINE))
+def commands() -> dict[str, set[str]]:
+    """The options that README's shell blocks give to each command, of one word or two."""
+    found: dict[str, set[str]] = {}
+    for line in re.findall(r"^\s*(?:\$ )?midlens ([^#\n]+)", "\n".join(SHELL), flags=re.MULTILINE):
+        group = r"(?:attention|steer|store|sudoku) \w+|\w+"
+        name = re.match(group, line)
+        assert name, line
+        found.setdefault(name[0], set()).update(re.findall(r"(?<=\s)--[a-z][a-z-]*", line))
+    return found
 
 
-@pytest.mark.parametrize("command", sorted(commands()))
-def test_commands_exist(command: str):
-    done = subprocess.run([sys.executable, "-m", "midlens", command, "--help"], capture_output=True, text=True)
+@pytest.mark.parametrize(("command", "options"), sorted(commands().items()))
+def test_commands_and_their_options_exist(command: str, options: set[str]):
+    done = subprocess.run([sys.executable, "-m", "midlens", *command.split(), "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert not options - set(re.findall(r"--[a-z][a-z-]*", done.stdout))
 
 
 def test_make_targets_exist():
