@@ -24,7 +24,8 @@ def summary(folder: Path, *, held_out: bool = True, unlike: bool = False) -> Sum
             "held_out": figures | {"delta_ce": 1.2 - quality} if held_out else None,
             "measured": "a" if held_out else None,
         }
-    records["topk-w2304-k8"]["held_out"] and records["topk-w2304-k8"]["held_out"].update(l0=0.0)
+    if held_out:
+        records["topk-w2304-k8"]["held_out"].update(l0=0.0)
     records["lost"] = records["gated-w4608-k64"] | {
         "status": "diverged",
         "error": "loss became NaN <b>",

@@ -7,18 +7,20 @@ are given as a folder; both with small sizes. `make notebooks` runs them in full
 import ast
 import gc
 import re
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 
-from notebooks.execute import complaints, execute, outputs, pictures, read_source, sources
+from notebooks.execute import complaints, drop_progress, execute, outputs, pictures, read_source, sources
 from tests.browser_tab import needs_chromium
 from tests.tiny_models import tiny
 
 NAMES = [path.stem for path in sources()]
 FOLDER = sources()[0].parent
+STREAMS = ("stdout", "stderr")
 SMALL = {"MIDLENS_NOTEBOOK_SIZE": "small"}
 MACHINE = re.compile(r"/(?:home|root|tmp|work|usr|opt|var|Users)/")
 
@@ -33,6 +35,19 @@ def folders(tmp_path_factory, smollm2_hf) -> dict[str, Path]:
         model.save_pretrained(made[family])
         smollm2_hf.tokenizer.save_pretrained(made[family])
     return made
+
+
+def test_bars_are_dropped_and_what_is_printed_beside_them_stays():
+    bar = "extract:  50%|█████     | 5/10 [00:01<00:01]\rextract: 100%|██████████| 10/10 [00:02<00:00]\n"
+    cells = [nbformat.v4.new_code_cell() for _ in range(3)]
+    stream = {name: partial(nbformat.v4.new_output, "stream", name=name) for name in STREAMS}
+    cells[0].outputs = [stream["stdout"](text=bar)]
+    cells[1].outputs = [stream["stdout"](text=f"loss 3\n{bar}  indented\n"), stream["stderr"](text=bar)]
+    cells[2].outputs = [stream["stderr"](text="a warning\n")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    drop_progress(notebook)
+    assert [[one.text for one in cell.outputs] for cell in cells] == [[], ["loss 3\n  indented\n"], ["a warning\n"]]
+    assert complaints(notebook) == ["a warning\n"]
 
 
 def committed(name: str) -> nbformat.NotebookNode:
