@@ -99,6 +99,7 @@ def test_every_command_that_takes_a_map_loads_the_model_by_it(made: Path, tmp_pa
         "sweep": ["sweep", *rows, "--k=4", "--held-out", held_out, "--tokens", tokens],
         "evaluation": ["evaluate", *model, "--sae", sae, "--store", held_out, "--tokens", tokens],
         "apply": ["steer", "apply", "w1", *model, "--steering", steering],
+        "primitives": ["primitives", *model, "--site=resid_post.1", "--stories=1"],
         "evaluated": ["steer", "evaluate", steering, *model, "--contrast=sentiment"],
     }
     for name, command in commands.items():

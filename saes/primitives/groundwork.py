@@ -45,7 +45,7 @@ class Dictionary(NamedTuple):
 
 def load_model(config: PrimitivesConfig) -> HookedModel:
     """The model, whole: it has to write."""
-    return HookedModel.load(config.model, dtype=parse_dtype(config.dtype))
+    return HookedModel.load(config.model, dtype=parse_dtype(config.dtype), **config.placing())
 
 
 def check_words(config: PrimitivesConfig, model: HookedModel, emotions: Categories) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from interp.errors import InputError
 from interp.judges import Endpoint, EndpointJudge
 from interp.model import HookedModel
+from interp.placement import PLACING, PlacingConfig
 from interp.presets import PRESETS, default_site
 from interp.sealing import read_json
 from interp.sites import Site
@@ -27,7 +28,7 @@ FEW = ("joy", "sadness", "anger", "fear", "awe", "nostalgia", "boredom", "disgus
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrimitivesConfig(TextFiles):
+class PrimitivesConfig(TextFiles, PlacingConfig):
     """The defaults are a run of 8 emotions on SmolLM2, SAE training included, within 25 minutes on two quiet cores."""
 
     model: str = "smollm2-135m"
@@ -108,11 +109,10 @@ class PrimitivesConfig(TextFiles):
                            seed=self.seed)  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
-        """Everything that decides the result, in other words all but the folder and what is let through, as JSON."""
+        """What decides the result, as JSON: all but the folder, where the model lies and what is let through."""
         plain = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
-        return {
-            name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name not in ("out", "force")
-        }
+        without = {"out", "force", *PLACING}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name not in without}
 
 
 def emotion_set(config: PrimitivesConfig) -> Categories:
