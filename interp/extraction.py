@@ -132,7 +132,7 @@ class Extraction:
                     ledger.rewrite(self.path, self.finished)
                     self.compute(self.missing, Target(self.path, self._record), progress=progress)
                     if self.piece is None:
-                        self._seal()
+                        seal(self.path, self.plan, self.part, self.found.manifest, self.finished, self.facts)
                 except OSError as error:
                     kept = f"All {len(self.finished)} finished shards are kept."
                     raise disk_error(error, self.path, needed=self.bytes_left, kept=kept) from error
@@ -290,10 +290,6 @@ class Extraction:
         if self._planned:
             self.plan.save(self.path / part_file(self.part))
         return None
-
-    def _seal(self) -> None:
-        """Write the manifest: from here on the store is whole."""
-        seal(self.path, self.plan, self.part, self.found.manifest, self.finished, self.facts)
 
 
 def _threads() -> int:
