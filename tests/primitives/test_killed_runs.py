@@ -16,7 +16,7 @@ from interp.sealing import digest
 from tests.chat_endpoint import ChatServer, serving
 from tests.primitives.tiny_runs import SITE, digested, save_model
 
-pytestmark = pytest.mark.slow  # six runs of a tiny model beside an undisturbed one
+pytestmark = pytest.mark.slow  # twelve runs of a tiny model beside an undisturbed one
 STAGES = ("text", "sae", "site", "catalogue", "search", "report")
 TRAINED = {
     "sae": None, "site": SITE, "emotions": ["joy", "awe"], "decoys": 0, "judges": ["a", "b"], "budget": 600.0,
@@ -115,7 +115,8 @@ def test_the_comparison_sees_a_difference(runs: Runs, tmp_path: Path):
     assert without_seconds(page) != without_seconds(page.replace("joy", "glee", 1))
 
 
+@pytest.mark.parametrize("place", ["middle", "last"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_once_in_each_stage(runs: Runs, tmp_path: Path, stage: str):
+def test_killed_once_in_each_stage(runs: Runs, tmp_path: Path, stage: str, place: str):
     points = points_of(runs.whole.with_suffix(".log"))[stage]
-    killed_and_finished(runs, tmp_path / "run", points[len(points) // 2 :][:1])
+    killed_and_finished(runs, tmp_path / "run", [points[len(points) // 2 if place == "middle" else -1]])
