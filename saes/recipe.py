@@ -141,6 +141,10 @@ class TrainConfig(Schedules):
     run if that is less."""
     b_dec: Start = "geometric_median"
     """Where the decoder's bias starts."""
+    apply_b_dec_to_input: bool | None = None
+    """Whether the encoder reads activations less the decoder's bias. By default not in batchtopk and
+    matryoshka_batchtopk, which threshold rows of any norm: reading the mean, which all rows share, their encoders learn
+    to answer it with less than nothing, and rows of several times the usual norm don't fire thousands of features."""
     decoder_norm: DecoderNorm | None = None
     """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
     away at the end; `free`: free rows, norm counted in the penalty only. By default `weighted` in the topk family and
@@ -231,6 +235,7 @@ class TrainConfig(Schedules):
             values["aux_weight"] = 0.2 if revives else 0.0
         values |= self._decoder(shape)
         values["k_aux"] = self.k_aux or max(1, shape.d_in // 2)
+        values["apply_b_dec_to_input"] = shape.apply_b_dec_to_input
         return dataclasses.replace(self, **values)
 
     def _decoder(self, shape: SAEConfig) -> dict[str, Any]:
@@ -248,6 +253,10 @@ class TrainConfig(Schedules):
         if norm == "unit" and first != 1:
             raise InputError(f"decoder_norm='unit' keeps rows at norm 1; decoder_init_norm={first} contradicts it")
         return {"decoder_norm": norm, "decoder_init_norm": first}
+
+    def _centres(self) -> bool:
+        given = self.apply_b_dec_to_input
+        return self.architecture not in BATCHED if given is None else given
 
     def shape(self, d_in: int, *, d_out: int | None = None, sources: tuple[int, ...] = ()) -> SAEConfig:
         """What is trained, while it is trained: by rank like topk, else under the architecture's own name."""
@@ -269,5 +278,5 @@ class TrainConfig(Schedules):
             d_out=d_out,
             skip=self.skip,
             sources=sources,
-            apply_b_dec_to_input=d_out is None,
+            apply_b_dec_to_input=self._centres() if d_out is None else bool(self.apply_b_dec_to_input),
         )
