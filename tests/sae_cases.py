@@ -101,7 +101,7 @@ def setting_of(state: TrainState) -> Setting:
     c, f = state.config, state.sae.config.d_sae
     ends = [round(f * sum(c.groups[: i + 1])) for i in range(len(c.groups))] if c.groups else []
     return Setting(
-        centred=not state.sae.config.is_transcoder,
+        centred=state.sae.config.apply_b_dec_to_input,
         blocks=state.sae.config.sources,
         weighted=c.decoder_norm == "weighted",
         k=c.k,

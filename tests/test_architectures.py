@@ -99,6 +99,24 @@ def test_loss_and_gradients_are_those_of_plain_autograd(name, form, kind, decode
         assert all((gradient != 0).any() for gradient in theirs.values())
 
 
+@pytest.mark.parametrize("kind", ["sae", "crosscoder"])
+@every_form
+def test_loss_and_gradients_with_the_bias_in_the_input_and_without(name, form, kind):
+    for applied in (True, False):
+        state = as_form(training(name, kind, apply_b_dec_to_input=applied, dead=(3, 7)), form)
+        assert setting_of(state).centred is applied
+        agree(state, batch_for(kind, massive=(4,)))
+
+
+def test_only_those_that_threshold_a_batch_read_the_mean():
+    """What `apply_b_dec_to_input` is by default; a transcoder, whose bias is of another site, never subtracts it."""
+    reading = {name for name in ARCHITECTURES if not setting_of(training(name)).centred}
+    assert reading == {"batchtopk", "matryoshka"}
+    assert not any(setting_of(training(name, "transcoder")).centred for name in ARCHITECTURES)
+    with pytest.raises(InputError, match="apply_b_dec_to_input must be False in a transcoder"):
+        training("topk", "transcoder", apply_b_dec_to_input=True)
+
+
 def test_a_wrong_reference_would_be_noticed():
     """The comparison sees a coefficient that is off by a thousandth."""
     state = training("standard")

@@ -218,6 +218,21 @@ def test_the_start_is_tied_unit_and_centred():
     assert not start(config, sample, b_dec="zeros", seed=4).b_dec.any()
 
 
+@pytest.mark.parametrize("architecture", ["topk", "standard", "gated", "jumprelu"])
+def test_the_first_activations_are_the_same_with_the_mean_in_the_input(architecture):
+    """What the encoder's bias answers to the mean is what subtracting the decoder's bias would have taken away."""
+    x = torch.randn(200, 9) + 5
+    sample = Frame((measure(x, massive=10.0),), (9,)).scaled(x)
+    rest = {"d_in": 9, "d_sae": 40, "architecture": architecture, "k": 3 if architecture == "topk" else None}
+    centred, reading = (
+        start(SAEConfig(**rest, apply_b_dec_to_input=applied), sample, b_dec="mean", seed=4)
+        for applied in (True, False)
+    )
+    found = reading.encode(sample.x).dense()
+    assert (found != 0).any()
+    torch.testing.assert_close(found, centred.encode(sample.x).dense(), atol=1e-4, rtol=1e-4)
+
+
 def test_unscaling_is_exact():
     """Codes and reconstruction of the result are those on scaled activations, divided by the scale."""
     s = state().sae
