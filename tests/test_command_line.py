@@ -133,7 +133,7 @@ def test_flags_win_over_the_file_and_nested_tables_reach_nested_options(tmp_path
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("widht = 3", "there is no option 'widht'; known: out, store, site,"),
+        ("widht = 3", "there is no option 'widht'; known: device_map, max_memory,"),
         ("[base]\nwidht = 3", "there is no option 'base.widht'; known:"),
         ("json = true", "there is no option 'json'"),
         ("seeds = ['1']", "seeds[0] is a whole number, got '1'"),
