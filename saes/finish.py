@@ -2,6 +2,7 @@
 
     batchtopk, matryoshka_batchtopk   become jumprelu with one threshold for all features, the running one
     jumprelu                          threshold = exp(log_threshold)
+    mean_read between 0 and 1         what was subtracted from the encoder's input goes into its bias
     decoder_norm "weighted"           norms folded away: rows of norm 1 (crosscoder: norms in the sources add up to 1)
 
 Then `Frame.raw` brings everything to the units of the activations, thresholds included.
@@ -26,6 +27,8 @@ def finished(state: TrainState, metadata: Mapping[str, Any]) -> SAE:
     shape, weights = state.whole, whole_sae(state).weights()
     if state.config.architecture == "jumprelu":
         weights["threshold"] = state.team.whole("log_threshold", state.log_threshold).exp()
+    if part := state.bias_subtracted:
+        weights["b_enc"] = weights["b_enc"] - part * (weights["b_dec"] @ weights["W_enc"])
     if state.config.decoder_norm == "weighted":
         weights = fold_decoder_norm(weights, row_norms(weights["W_dec"], shape.sources))
     if state.config.architecture in BATCHED:

@@ -154,9 +154,10 @@ class Fitting:
         frame = Frame(tuple(scalings), read, written)
         shape = config.shape(sum(read), d_out=None if y is None else y.shape[1], sources=read if len(read) > 1 else ())
         x = torch.cat(sample, dim=1)
-        norm = config.filled(shape).decoder_init_norm
+        filled = config.filled(shape)
+        norm, part = filled.decoder_init_norm, filled.mean_read or 0.0
         assert norm is not None
-        sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, norm=norm)
+        sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, norm=norm, mean_read=part)
         whole = {"steps": config.steps(len(self.rows)), "batch_size": self.batch_size, "team": self.team}
         state = TrainState(own_features(sae, self.team).to(device), config, frame, **whole, shape=shape)
         return begin(state, x.to(device), None if y is None else y.to(device))

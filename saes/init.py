@@ -1,7 +1,7 @@
 """The first weights of a run, for scaled activations (`saes.frame`).
 
     W_dec = random rows of one norm,  W_enc = its transpose,  b_enc = 0,  b_dec = geometric median or mean of the sample
-    without b_dec in the encoder's input: b_enc = -W_enc^T b_dec, so that the first activations are the same
+    where the encoder reads a part r of b_dec: b_enc = -r W_enc^T b_dec, so that the first activations are the same
     transcoder: W_dec = 0, or short rows,  W_enc = random unit rows,  b_enc = -W_enc^T mean(x),
                 b_dec = median of what is written,  W_skip = 0
 
@@ -42,10 +42,12 @@ def geometric_median(x: Float[Tensor, "n d"], *, iterations: int = 100, toleranc
     return point
 
 
-def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, norm: float = 1.0) -> SAE:
+def start(
+    shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, norm: float = 1.0, mean_read: float = 0.0
+) -> SAE:
     """First weights, from a sample of scaled activations; rows that do not count (massive) are left out.
 
-    `norm`: of the decoder's rows.
+    `norm`: of the decoder's rows. `mean_read`: part of b_dec that the encoder reads (`saes.recipe`).
     """
     usual = sample.kept > 0
     x, y = sample.x[usual], sample.y[usual]
@@ -59,16 +61,14 @@ def start(shape: SAEConfig, sample: Framed, *, b_dec: Start | str, seed: int, no
         decoder = rows = rows * norm
     gated = shape.architecture == "gated"
     centre = _centre(y, b_dec)
-    if not shape.is_transcoder and not shape.apply_b_dec_to_input:
-        bias = -(rows.double() @ centre.double()).float()
+    if mean_read and not shape.is_transcoder:
+        bias = -mean_read * (rows.double() @ centre.double()).float()
     weights = {
         "W_enc": rows.T,
         "W_dec": decoder,
         "b_dec": centre.float(),
         "b_gate" if gated else "b_enc": bias,
     }
-    if gated:
-        weights["b_mag"] = bias
     for name, sizes in shape.shapes().items():
         weights.setdefault(name, torch.zeros(sizes))
     return SAE.of_weights(shape, **weights)

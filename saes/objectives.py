@@ -56,7 +56,7 @@ def objective(state: TrainState, batch: Framed, *, rows: int | None = None) -> O
 def _selecting(state: TrainState, batch: Framed, rows: int) -> Outcome:
     """Features by rank: k per token, or n k in the batch; one dictionary or nested ones."""
     config, sae, team = state.config, state.sae, state.team
-    x = team.read(sae.centred(batch.x))
+    x = team.read(state.read(batch.x))
     k = min(config.active(state.step, state.steps), state.whole.d_sae)
     weight = row_norms(sae.W_dec.detach(), sae.config.sources) if config.decoder_norm == "weighted" else None
     read = (x, sae.W_enc, sae.b_enc)

@@ -37,6 +37,7 @@ _SPECIFIC: dict[str, tuple[tuple[str, ...], Any]] = {
     "k_anneal": (SELECTING, 0.1),
     "groups": (("matryoshka_batchtopk",), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)),
     "threshold_momentum": (BATCHED, 0.99),
+    "mean_read": (SELECTING, None),
     "sparsity": (PENALISED, {"jumprelu": 1.0, "standard": 0.1, "gated": 0.1}),
     "sparsity_warmup": (PENALISED, 0.1),
     "start_l0": (PENALISED, None),
@@ -141,10 +142,11 @@ class TrainConfig(Schedules):
     run if that is less."""
     b_dec: Start = "geometric_median"
     """Where the decoder's bias starts."""
-    apply_b_dec_to_input: bool | None = None
-    """Whether the encoder reads activations less the decoder's bias. By default not in batchtopk and
-    matryoshka_batchtopk, which threshold rows of any norm: reading the mean, which all rows share, their encoders learn
-    to answer it with less than nothing, and rows of several times the usual norm don't fire thousands of features."""
+    mean_read: float | None = None
+    """Part of the decoder's bias, which is about the mean of the activations, that the encoder reads with them (topk
+    family): 0 is x - b_dec, 1 is x. By default 0.5 in batchtopk and matryoshka_batchtopk, 0 in topk and crosscoders;
+    transcoders read x. Encoders learn quickly how to answer what all rows share: fewer features die, and a threshold
+    then holds for rows of several times the usual norm, which else fire thousands of features. At 1 many die."""
     decoder_norm: DecoderNorm | None = None
     """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
     away at the end; `free`: free rows, norm counted in the penalty only. By default `weighted` in the topk family and
@@ -180,7 +182,7 @@ class TrainConfig(Schedules):
         for name in (*positive.split(), "threshold", "tanh_scale", "start_l0", "threshold_rate"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {value}")
-        for name in ("warmup", "decay", "k_anneal", "sparsity_warmup", "p_start", "threshold_momentum"):
+        for name in ("warmup", "decay", "k_anneal", "sparsity_warmup", "p_start", "threshold_momentum", "mean_read"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} is a part, between 0 and 1, got {value}")
         for name in ("aux_weight", "sparsity", "pre_act", "decoder_init_norm"):
@@ -216,6 +218,7 @@ class TrainConfig(Schedules):
                 values[name] = default[self.architecture] if isinstance(default, dict) else default
         if self.architecture in SELECTING:
             values["k_start"] = self.k_start or self.k
+            values["mean_read"] = None if shape.is_transcoder else self._mean_read(shape.sources)
         if self.architecture == "jumprelu":
             penalty, root = values.get("penalty", self.penalty), math.sqrt(shape.d_in)
             tanh, aims = penalty == "tanh", penalty == "target"
@@ -235,7 +238,6 @@ class TrainConfig(Schedules):
             values["aux_weight"] = 0.2 if revives else 0.0
         values |= self._decoder(shape)
         values["k_aux"] = self.k_aux or max(1, shape.d_in // 2)
-        values["apply_b_dec_to_input"] = shape.apply_b_dec_to_input
         return dataclasses.replace(self, **values)
 
     def _decoder(self, shape: SAEConfig) -> dict[str, Any]:
@@ -254,9 +256,9 @@ class TrainConfig(Schedules):
             raise InputError(f"decoder_norm='unit' keeps rows at norm 1; decoder_init_norm={first} contradicts it")
         return {"decoder_norm": norm, "decoder_init_norm": first}
 
-    def _centres(self) -> bool:
-        given = self.apply_b_dec_to_input
-        return self.architecture not in BATCHED if given is None else given
+    def _mean_read(self, sources: tuple[int, ...]) -> float:
+        usual = 0.5 if self.architecture in BATCHED and not sources else 0.0
+        return usual if self.mean_read is None else self.mean_read
 
     def shape(self, d_in: int, *, d_out: int | None = None, sources: tuple[int, ...] = ()) -> SAEConfig:
         """What is trained, while it is trained: by rank like topk, else under the architecture's own name."""
@@ -266,6 +268,11 @@ class TrainConfig(Schedules):
             raise InputError(
                 "decoder_norm='unit' was given for a transcoder. Its decoder starts without knowing its encoder; "
                 "long rows do harm, and training silences their features. Give 'free' (the default) or 'weighted'"
+            )
+        if self.mean_read is not None and d_out is not None:
+            raise InputError(
+                f"mean_read={self.mean_read} was given for a transcoder, which reads activations as they are: its "
+                "decoder's bias belongs to another site. Leave it out"
             )
         base = "topk" if self.architecture in SELECTING else self.architecture
         if self.architecture == "jumprelu" and self.penalty in (None, "target") and self.k > self.width(d_in):
@@ -278,5 +285,5 @@ class TrainConfig(Schedules):
             d_out=d_out,
             skip=self.skip,
             sources=sources,
-            apply_b_dec_to_input=self._centres() if d_out is None else bool(self.apply_b_dec_to_input),
+            apply_b_dec_to_input=d_out is None and not self._mean_read(sources),
         )

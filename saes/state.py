@@ -87,6 +87,16 @@ class TrainState:
         return self.parameters["log_threshold"]
 
     @property
+    def bias_subtracted(self) -> float:
+        """Part of b_dec that is taken from the encoder's input in training only, and goes into its bias afterwards."""
+        return 1 - self.config.mean_read if self.config.mean_read else 0.0
+
+    def read(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """What the encoder's weights are applied to: x - (1 - mean_read) b_dec."""
+        centred, part = self.sae.centred(x), self.bias_subtracted
+        return centred - part * self.sae.b_dec if part else centred
+
+    @property
     def compute(self) -> torch.dtype | None:
         """Precision of the dense product, None for that of the weights."""
         return torch.bfloat16 if self.config.compute == "bfloat16" else None

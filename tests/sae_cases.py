@@ -101,7 +101,7 @@ def setting_of(state: TrainState) -> Setting:
     c, f = state.config, state.sae.config.d_sae
     ends = [round(f * sum(c.groups[: i + 1])) for i in range(len(c.groups))] if c.groups else []
     return Setting(
-        centred=state.sae.config.apply_b_dec_to_input,
+        centred=0.0 if state.sae.config.is_transcoder else 1 - (c.mean_read or 0.0),
         blocks=state.sae.config.sources,
         weighted=c.decoder_norm == "weighted",
         k=c.k,

@@ -100,21 +100,23 @@ def test_loss_and_gradients_are_those_of_plain_autograd(name, form, kind, decode
 
 
 @pytest.mark.parametrize("kind", ["sae", "crosscoder"])
-@every_form
-def test_loss_and_gradients_with_the_bias_in_the_input_and_without(name, form, kind):
-    for applied in (True, False):
-        state = as_form(training(name, kind, apply_b_dec_to_input=applied, dead=(3, 7)), form)
-        assert setting_of(state).centred is applied
+@pytest.mark.parametrize("name", SELECTING)
+def test_loss_and_gradients_with_a_part_of_the_bias_in_the_input(name, kind):
+    for part in (0.0, 0.25, 1.0):
+        state = training(name, kind, mean_read=part, dead=(3, 7))
+        assert setting_of(state).centred == 1 - part
         agree(state, batch_for(kind, massive=(4,)))
 
 
 def test_only_those_that_threshold_a_batch_read_the_mean():
-    """What `apply_b_dec_to_input` is by default; a transcoder, whose bias is of another site, never subtracts it."""
-    reading = {name for name in ARCHITECTURES if not setting_of(training(name)).centred}
-    assert reading == {"batchtopk", "matryoshka"}
-    assert not any(setting_of(training(name, "transcoder")).centred for name in ARCHITECTURES)
-    with pytest.raises(InputError, match="apply_b_dec_to_input must be False in a transcoder"):
-        training("topk", "transcoder", apply_b_dec_to_input=True)
+    """What `mean_read` is by default, and of whom it is no setting."""
+    reading = {name: setting_of(training(name)).centred for name in ARCHITECTURES}
+    assert {name for name, centred in reading.items() if centred != 1} == {"batchtopk", "matryoshka"}
+    assert setting_of(training("batchtopk", "crosscoder")).centred == 1
+    with pytest.raises(InputError, match=r"mean_read=0\.3 was given for a transcoder.*Leave it out"):
+        training("topk", "transcoder", mean_read=0.3)
+    with pytest.raises(InputError, match=r"mean_read=0\.3 was given, but it is a setting of topk, batchtopk"):
+        TrainConfig(architecture="jumprelu", mean_read=0.3)
 
 
 def test_a_wrong_reference_would_be_noticed():
@@ -584,11 +586,8 @@ def test_bfloat16_in_the_product_alone(name, form, kind):
     batch = batch_for(kind, massive=(3,), dtype=torch.float32)
     out, p, s = objective(state, batch), plain_weights(state), setting_of(state)
     z = plain_sae.pre_activations(p, batch.x.double(), s)
-    sizes = plain_sae.pre_activations(
-        {n: t.abs() for n, t in p.items()}, batch.x.double().abs(), Setting(centred=False)
-    )
-    if s.centred:
-        sizes = sizes + p["b_dec"].abs() @ p["encoder"].T.abs()
+    sizes = plain_sae.pre_activations({n: t.abs() for n, t in p.items()}, batch.x.double().abs(), Setting(centred=0.0))
+    sizes = sizes + s.centred * p["b_dec"].abs() @ p["encoder"].T.abs()
     bound = 2**-8 * (2 * sizes + z.abs()) * 1.01  # three roundings to 8 bits: of either factor and of the sum
     rows = torch.arange(N)[:, None] if form == "dense" else out.entries.rows
     at = (rows, torch.arange(F) if form == "dense" else out.entries.indices)

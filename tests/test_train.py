@@ -17,6 +17,7 @@ from interp.loop import checkpoints
 from interp.sealing import only_writer
 from interp.tensorfile import read_tensors
 from midlens.train import Train
+from saes.finish import finished
 from saes.frame import Frame, Scaling, measure
 from saes.init import geometric_median, start
 from saes.optimise import TrainState, refresh, step
@@ -218,19 +219,39 @@ def test_the_start_is_tied_unit_and_centred():
     assert not start(config, sample, b_dec="zeros", seed=4).b_dec.any()
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard", "gated", "jumprelu"])
-def test_the_first_activations_are_the_same_with_the_mean_in_the_input(architecture):
-    """What the encoder's bias answers to the mean is what subtracting the decoder's bias would have taken away."""
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("part", [0.25, 1.0])
+def test_reading_a_part_of_the_mean_changes_neither_the_first_activations_nor_the_result_it_is_saved_as(
+    part, architecture
+):
+    """Before a step, what the bias answers to the mean is what would have been subtracted; and the finished SAE, which
+    subtracts nothing, gives what the training state gives on its scaled input."""
     x = torch.randn(200, 9) + 5
-    sample = Frame((measure(x, massive=10.0),), (9,)).scaled(x)
-    rest = {"d_in": 9, "d_sae": 40, "architecture": architecture, "k": 3 if architecture == "topk" else None}
-    centred, reading = (
-        start(SAEConfig(**rest, apply_b_dec_to_input=applied), sample, b_dec="mean", seed=4)
-        for applied in (True, False)
-    )
-    found = reading.encode(sample.x).dense()
-    assert (found != 0).any()
-    torch.testing.assert_close(found, centred.encode(sample.x).dense(), atol=1e-4, rtol=1e-4)
+    frame = Frame((measure(x, massive=10.0),), (9,))
+    config = TrainConfig(architecture=architecture, d_sae=40, k=3, mean_read=part, decoder_norm="weighted")
+    shape, sample = config.shape(9), frame.scaled(x)
+    assert not shape.apply_b_dec_to_input
+    reading = start(shape, sample, b_dec="mean", seed=4, mean_read=part)
+    centred = start(SAEConfig(d_in=9, d_sae=40, k=3), sample, b_dec="mean", seed=4)
+    state = TrainState(reading, config, frame, steps=10)
+    z = state.read(sample.x) @ reading.W_enc + reading.b_enc
+    torch.testing.assert_close(z, centred.centred(sample.x) @ centred.W_enc, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():  # as after some steps
+        for parameter in reading.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        reading.W_dec.div_(reading.W_dec.norm(dim=1, keepdim=True))
+    z = state.read(sample.x) @ reading.W_enc + reading.b_enc
+    if architecture == "batchtopk":
+        state.memory["threshold"] = z.relu().flatten().kthvalue(7000).values.double()
+    saved, scale = finished(state, {}), frame.read[0].scale
+    kept = z.relu()
+    if architecture == "batchtopk":
+        expected = torch.where(z > state.memory["threshold"], z, 0)
+    else:
+        top = kept.topk(3, dim=1)
+        expected = torch.zeros_like(z).scatter(1, top.indices, top.values)
+    torch.testing.assert_close(saved.encode(x).dense() * scale, expected.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(saved(x) * scale, expected.float() @ reading.W_dec + reading.b_dec, atol=1e-3, rtol=1e-4)
 
 
 def test_unscaling_is_exact():
