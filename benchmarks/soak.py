@@ -14,10 +14,10 @@ and generate under it. Everything the cycle wrote is deleted. Then garbage is co
     objects        Python objects that the garbage collector follows, tensors among them
     cache          bytes in midlens's cache folder, which is one of its own here
 
-Memory freed is not handed back to the system by force, so fragmentation counts as growth; MALLOC_ARENA_MAX and its
-like, in the environment, are recorded. Growth an hour is the slope
-of Theil (1950) and Sen (1968), the median over pairs of cycles, after a warm-up of the first fifth of the time;
-the interval is Sen's at 95 %, which takes the deviations of cycles for independent. A count that stays the same has the
+Beyond what midlens does itself at the end of its jobs (`interp.heap`), freed memory is not handed back to the system
+here; MALLOC_ARENA_MAX and its like, in the environment, are recorded. Growth an hour is the slope of Theil (1950) and
+Sen (1968), the median over pairs of cycles, after a warm-up of the first fifth of the time; the interval is Sen's at
+95 %, which takes the deviations of cycles for independent. A count that stays the same has the
 slope 0. Cycles repeat the same options and seeds, for what differs would be another load, not growth.
 """
 

@@ -1,9 +1,8 @@
 """Memory that a long job has freed goes back to the system at its end.
 
-glibc keeps what is freed for the next allocation. Tensors of many sizes, of several threads, leave it in pieces: a
-process that loads, extracts and trains over and over grows by about 1 GiB an hour though it holds nothing more
-(`benchmarks/soak.py`). `malloc_trim(0)` hands every free page of every arena back, in milliseconds; other systems and
-C libraries lack it, and there nothing is done.
+glibc keeps what is freed for the next allocation, and tensors of many sizes, of several threads, leave it in pieces.
+`malloc_trim(0)` hands every free page of every arena back, in milliseconds, so that what a process holds after a job is
+what it needs (`benchmarks/soak.py`); other systems and C libraries lack it, and there nothing is done.
 """
 
 import ctypes

@@ -32,5 +32,9 @@ def test_fuzzing():
 
 
 def test_an_hour_of_work():
-    slope = result("soak")["growth"]["rss"]["slope"]
-    assert f"grew by about {slope / 2**30:.0f} GiB" in SECTION
+    soak = result("soak")
+    slope, low, high = (soak["growth"]["rss"][name] / 2**20 for name in ("slope", "low", "high"))
+    assert f"flat: {slope:+.0f} MiB, 95 % interval {low:.0f} to {high:+.0f}" in SECTION
+    assert low < 0 < high, "not flat"
+    assert f"({len(soak['samples'])} cycles" in SECTION and soak["samples"][-1]["hours"] >= 1
+    assert all(soak["growth"][name]["slope"] == 0 for name in ("files", "threads", "tensors"))
