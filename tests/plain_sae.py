@@ -49,7 +49,7 @@ def cut(x: Tensor, y: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pre_activations(p: Weights, x: Tensor, s: Setting) -> Tensor:
-    z = x - s.centred * p["b_dec"]
+    z = x - s.centred * p["b_dec"] if s.centred else x
     return z @ p["encoder"].T + p["b_enc"]
 
 
@@ -74,7 +74,7 @@ def dead_residual(p: Weights, x: Tensor, error: Tensor, dead: Tensor, s: Setting
     if not s.aux_weight or not len(dead) or not len(x):
         return x.new_zeros(())
     e, b_dec = error.detach(), p["b_dec"].detach()
-    z = (x - s.centred * b_dec) @ p["encoder"].T + p["b_enc"]
+    z = (x - s.centred * b_dec if s.centred else x) @ p["encoder"].T + p["b_enc"]
     alive = torch.ones(z.shape[1], dtype=torch.bool)
     alive[dead] = False
     rank = (z * row_norms(p, s) if s.weighted else z).detach().masked_fill(alive, -torch.inf)
@@ -123,7 +123,7 @@ def standard(p: Weights, x: Tensor, y: Tensor, kept: Tensor, V: float, s: Settin
 def gated(p: Weights, x: Tensor, y: Tensor, kept: Tensor, V: float, s: Setting) -> dict:
     """The gate decides, the magnitude path measures; the gate alone has to reconstruct through a frozen decoder."""
     x, y = cut(x, y, kept)
-    a = (x - s.centred * p["b_dec"]) @ p["encoder"].T
+    a = (x - s.centred * p["b_dec"] if s.centred else x) @ p["encoder"].T
     gate = a + p["b_enc"]
     codes = (p["r_mag"].exp() * a + p["b_mag"]).relu() * (gate > 0)
     penalty = (gate.relu() * row_norms(p, s)).sum() / V**0.5 / max(len(x), 1)

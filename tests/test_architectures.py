@@ -587,7 +587,8 @@ def test_bfloat16_in_the_product_alone(name, form, kind):
     out, p, s = objective(state, batch), plain_weights(state), setting_of(state)
     z = plain_sae.pre_activations(p, batch.x.double(), s)
     sizes = plain_sae.pre_activations({n: t.abs() for n, t in p.items()}, batch.x.double().abs(), Setting(centred=0.0))
-    sizes = sizes + s.centred * p["b_dec"].abs() @ p["encoder"].T.abs()
+    if s.centred:
+        sizes = sizes + s.centred * p["b_dec"].abs() @ p["encoder"].T.abs()
     bound = 2**-8 * (2 * sizes + z.abs()) * 1.01  # three roundings to 8 bits: of either factor and of the sum
     rows = torch.arange(N)[:, None] if form == "dense" else out.entries.rows
     at = (rows, torch.arange(F) if form == "dense" else out.entries.indices)
