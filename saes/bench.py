@@ -124,9 +124,10 @@ def new_state(task: Task, x: Float[Tensor, "n d"], *, seed: int = 0) -> TrainSta
     config, sample = task.config(), x.cpu()
     frame = Frame((measure(sample, massive=10.0),), (task.d,))
     shape = config.shape(task.d)
-    norm = config.filled(shape).decoder_init_norm
+    filled = config.filled(shape)
+    norm, part = filled.decoder_init_norm, filled.mean_read or 0.0
     assert norm is not None
-    sae = start(shape, frame.scaled(sample), b_dec="mean", seed=seed, norm=norm).to(x.device)
+    sae = start(shape, frame.scaled(sample), b_dec="mean", seed=seed, norm=norm, mean_read=part).to(x.device)
     return begin(TrainState(sae, config, frame, steps=1000, batch_size=task.batch), x)
 
 
@@ -134,7 +135,7 @@ def dense_loss(state: TrainState, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Mean squared error of scaled activations by way of a dense matrix of codes."""
     sae, config = state.sae, state.config
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.compute == "bfloat16"):
-        pre = functional.linear(x - sae.b_dec, sae.encoder, sae.b_enc)
+        pre = functional.linear(state.read(x), sae.encoder, sae.b_enc)
         if config.architecture == "topk":
             best = pre.topk(config.k, dim=1, sorted=False)
             codes = torch.zeros_like(pre).scatter(1, best.indices, best.values.relu())
