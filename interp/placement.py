@@ -50,8 +50,7 @@ class PlacingConfig:
     """For a model larger than one device, in place of a device: auto, balanced, balanced_low_0, sequential, or a .json
     file of {"model.layers.0": 0, ...}, of modules to device numbers, "cpu" or "disk"."""
     max_memory: tuple[str, ...] = ()
-    """Of a device map: the most of each device that weights may take, as in `--device-map auto --max-memory 0=70GiB
-    1=70GiB cpu=100GiB`."""
+    """Of a device map: the most of each device that weights may take, such as 0=70GiB 1=70GiB cpu=100GiB."""
     offload_folder: Path | None = None
     """Of a device map: folder for weights on disk, where they cannot be read from the checkpoint itself."""
 
