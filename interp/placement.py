@@ -22,6 +22,7 @@ from typing import Any, TypedDict, get_args
 import torch
 
 from interp.errors import InputError
+from interp.processes import left_at_end
 from interp.typed import read_object
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -98,6 +99,7 @@ def load_options(placing: Placing, device: object) -> dict[str, Any]:
         )
     if plan is not None:
         _check_plan(given)
+        left_at_end()
         return {"tp_plan": plan}
     _check_map(places)
     return given
@@ -173,4 +175,10 @@ def below(options: Mapping[str, Any], prefix: str, held: Collection[str]) -> dic
             short = {name.removeprefix(prefix) if name != prefix.rstrip(".") else "": to for name, to in named.items()}
             # a plan's names hold `*` for the numbers of layers
             found[option] = {name: to for name, to in short.items() if any(fnmatchcase(one, name) for one in held)}
+    if found.get("tp_plan") == {}:
+        matrices = [prefix + name.removesuffix(".weight") for name in held if name.endswith(".weight")]
+        raise InputError(
+            f"tp_plan names {_listed(sorted(options['tp_plan']))}, and the part of the model that is loaded has none "
+            f"of them: name modules of it ({_listed(matrices)}), or give tp_plan='auto'"
+        )
     return found

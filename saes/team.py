@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.processes import open_group
 
 Parallel = Literal["data", "dictionary"]
 SHARDED = frozenset("encoder W_dec b_enc b_mag r_mag log_threshold silent".split())
@@ -206,6 +207,5 @@ def team(parallel: Parallel | str | None) -> Team:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # "cuda" then means this process's own
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    open_group()
     return Team("data" if parallel == "data" else "dictionary", dist.get_rank(), dist.get_world_size())

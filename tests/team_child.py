@@ -44,8 +44,6 @@ def run(folder: Path, parallel: str | None, case: str):
 
 
 def main() -> None:
-    import torch.distributed as dist
-
     from interp.loop import Course
 
     folder, parallel, *cases = sys.argv[1:]
@@ -60,7 +58,6 @@ def main() -> None:
         Course.advance = advance
     for case in cases or CASES:
         run(Path(folder), parallel, case)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

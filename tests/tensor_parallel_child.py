@@ -58,6 +58,8 @@ def work(model, folder: Path) -> dict[str, Tensor]:
 
 PART = "mlp_post.1"
 """The site up to which a part of the model is loaded."""
+DOWN = {"gpt_neox": "gpt_neox.layers.*.mlp.dense_4h_to_h"}
+"""The MLP's last matrix where it has a name of its own."""
 PART_SITES = ["resid_post.0", "q.1", "k.1[1]", "z.1", PART]
 
 
@@ -84,7 +86,6 @@ def main() -> None:
 
     folder, plan = Path(sys.argv[1]), sys.argv[2]
     cut = "auto" if plan == "auto" else {"model.norm": "sequence_parallel", "model.layers.*.mlp.up_proj": "colwise"}
-    dist.init_process_group("gloo")
     model = HookedModel.load(folder / "model", dtype="float32", tp_plan=cut)
     model.hf.requires_grad_(False)
     assert plan != "auto" or any(group_of(module) is not None for module in model.hf.modules()), "the model is not cut"
@@ -99,12 +100,14 @@ def main() -> None:
     assert (store is None) == (dist.get_rank() > 0)
     for name, plan in (
         ("part", "auto"),
-        ("named", {"model.layers.*.mlp.down_proj": "rowwise", "lm_head": "colwise_rep"}),
+        (
+            "named",
+            {DOWN.get(model.hf.config.model_type, "model.layers.*.mlp.down_proj"): "rowwise", "lm_head": "colwise_rep"},
+        ),
     ):
         lower = HookedModel.load(folder / "model", upto=PART, dtype="float32", tp_plan=plan)
         assert lower.loaded_layers == 2 and any(group_of(module) is not None for module in lower.hf.modules())
         save_file(part(lower), folder / f"{name}-{dist.get_rank()}.safetensors")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

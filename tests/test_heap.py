@@ -5,6 +5,7 @@ that neither `free` nor the end of the heap gives anything back.
 """
 
 import ctypes
+import mmap
 import os
 import platform
 import subprocess
@@ -19,17 +20,12 @@ from interp.heap import trimmed
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECES, SIZE = 4096, 64 * 1024  # 256 MiB in all
+PAGE = mmap.PAGESIZE
 GLIBC = platform.libc_ver()[0] == "glibc"
 
 
-def resident() -> int:
-    """Bytes of anonymous memory of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-
-
-def scattered() -> list[int]:
-    """Write to every other piece and free it; the pieces between them are returned."""
+def scattered() -> tuple[list[int], list[int]]:
+    """Write to every other piece and free it: the freed pieces, and those between them, which are kept."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
         ctypes.c_void_p,
@@ -40,7 +36,18 @@ def scattered() -> list[int]:
     for piece in pieces[::2]:
         ctypes.memset(piece, 1, SIZE)
         libc.free(piece)
-    return pieces[1::2]  # never written to, so they take no memory
+    return pieces[::2], pieces[1::2]  # the others were never written to, so they take no memory
+
+
+def resident(pieces: list[int]) -> float:
+    """The share of pieces whose middle is in memory (man 2 mincore), whatever else the process does meanwhile."""
+    libc, found = ctypes.CDLL(None), 0
+    for piece in pieces:
+        said = ctypes.c_ubyte(0)
+        middle = ctypes.c_void_p((piece + SIZE // 2) // PAGE * PAGE)
+        if libc.mincore(middle, ctypes.c_size_t(1), ctypes.byref(said)) == 0:  # else nothing is mapped there
+            found += said.value & 1
+    return found / len(pieces)
 
 
 def in_use(path: Path) -> float:
@@ -66,32 +73,27 @@ def released(pieces: list[int]) -> None:
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc keeps and trims")
 def test_freed_memory_leaves_the_process_when_the_job_is_over():
-    with trimmed():
-        pass  # what earlier tests have freed
-    before = resident()
-    kept = scattered()
-    assert resident() - before > 0.9 * PIECES * SIZE, "glibc gave it back by itself: this test shows nothing"
+    freed, kept = scattered()
+    assert resident(freed) > 0.9, "glibc gave it back by itself: this test shows nothing"
     with trimmed():
         pass
-    assert resident() - before < PIECES * SIZE / 4
+    assert resident(freed) < 0.05
     released(kept)
 
 
 @pytest.mark.skipif(not GLIBC, reason="only glibc keeps and trims")
 def test_a_decorated_job_that_fails_gives_memory_back_too():
-    kept: list[int] = []
+    made: list[tuple[list[int], list[int]]] = []
 
     @trimmed()
     def job() -> None:
-        kept.extend(scattered())
+        made.append(scattered())
         raise ValueError("of the job")
 
-    with trimmed():
-        pass
-    before = resident()
     with pytest.raises(ValueError, match="of the job"):
         job()
-    assert resident() - before < PIECES * SIZE / 4
+    [(freed, kept)] = made
+    assert resident(freed) < 0.05
     released(kept)
 
 

@@ -16,7 +16,7 @@ from interp.sudoku import jobs
 from interp.sudoku.probe_records import ProbeConfig
 from saes.sae import SAE, SAEConfig
 from saes.suite import SuiteConfig, run_suite
-from tests.test_heap import GLIBC, PIECES, SIZE, released, resident, scattered
+from tests.test_heap import GLIBC, released, resident, scattered
 from tests.tiny_models import tiny
 from tests.toy_store import token_file
 
@@ -52,11 +52,10 @@ JOBS: dict[str, Job] = {
 @pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
 def test_memory_freed_before_the_end_of_a_job_leaves_the_process(job: Job, tmp_path: Path):
     with pytest.raises(InputError):
-        job(tmp_path)  # for what it imports, which stays
-    before = resident()
-    kept = scattered()
-    assert resident() - before > PIECES * SIZE / 2, "glibc gave it back by itself: this test shows nothing"
+        job(tmp_path)  # for what it imports, so that little is allocated while it is looked at
+    freed, kept = scattered()
+    assert resident(freed) > 0.5, "glibc gave it back by itself: this test shows nothing"
     with pytest.raises(InputError):
         job(tmp_path)
-    assert resident() - before < PIECES * SIZE / 4  # a page at the head of each piece stays
+    assert resident(freed) < 0.25  # some is taken again by what the job allocates
     released(kept)

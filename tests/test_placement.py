@@ -19,6 +19,7 @@ from interp.extract import extract
 from interp.loading import load_hf
 from interp.model import HookedModel
 from interp.model_folder import check_size
+from interp.placement import below
 from interp.sites import Point, Site
 from interp.steering.closed_forms import add
 from interp.taps import DERIVED
@@ -166,6 +167,16 @@ def test_what_does_not_go_together_is_refused(saved, monkeypatch):
     assert "max_memory and tp_plan" in refusal(tp_plan="auto", max_memory={0: 1})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install accelerate" in refusal(device_map="auto")
+
+
+def test_a_plan_of_which_a_part_of_a_model_has_nothing_is_refused():
+    held = ["", "layers.0.mlp.down_proj", "layers.0.mlp.down_proj.weight"]
+    plan = {"lm_head": "colwise_rep", "model.layers.*.mlp.down_proj": "rowwise"}
+    assert below({"tp_plan": plan}, "model.", held) == {"tp_plan": {"layers.*.mlp.down_proj": "rowwise"}}
+    with pytest.raises(
+        InputError, match=r"names gpt_neox.layers.*, lm_head, and the part .* \(model.layers.0.mlp.down_proj\)"
+    ):
+        below({"tp_plan": {"gpt_neox.layers.*.mlp.dense": "rowwise", "lm_head": "colwise_rep"}}, "model.", held)
 
 
 def left_out(folder: Path, model: HookedModel, *names: str, **options: Any) -> str:
