@@ -35,7 +35,7 @@ Engine = Literal["local", "ray"]
 class WhereConfig:
     """Options of where an extraction is computed."""
 
-    piece: str | None = None
+    part: str | None = None
     """Only piece i/n, such as 2/4, into OUT.pieces/: for array jobs; `midlens store merge` makes the store of all."""
     engine: Engine = "local"
     """local: this process. ray: the workers of a Ray cluster (that of RAY_ADDRESS, or one on this machine)."""
@@ -54,12 +54,12 @@ def extract_anywhere(
     progress: bool | None = None,
 ) -> ActivationStore | Path:
     """The store, or the folder of the piece that was asked for."""
-    piece = None if where.piece is None else Piece.parse(where.piece)
+    piece = None if where.part is None else Piece.parse(where.part)
     url, shown = as_url(out), {"announce": announce, "progress": progress}
     if where.engine not in ("local", "ray"):
         raise InputError(f"engine must be local or ray, got {where.engine!r}")
     if piece is not None and where.engine == "ray":
-        raise InputError("a piece is computed by one machine: give --piece or --engine ray, not both")
+        raise InputError("a piece is computed by one machine: give --part or --engine ray, not both")
     if config.tp_plan is not None and (where.engine == "ray" or url is not None):
         raise InputError(
             "with tp_plan the first process of torchrun writes to a folder: leave --engine ray out, give a path, and "

@@ -28,7 +28,7 @@ from interp.stream import BUFFER_BYTES, ActivationStream
 from interp.tokenfile import TokenFile, tokenize
 
 Made = TypeVar("Made")
-Part = Literal["all", "train", "held-out"]
+Split = Literal["all", "train", "held-out"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ExtractConfig(PlacingConfig):
     """Where to read, e.g. resid_post.15 mlp_out.15; a preset has a site of its own."""
     corpus: str = "builtin"
     """`builtin`, a .txt / .jsonl / .parquet file, a folder of .txt, or `hf:NAME[:SPLIT]`."""
-    part: Part = "all"
+    split: Split = "all"
     """Which side of the fixed split by document."""
     max_tokens: int | None = None
     """Stop after this many tokens (the last document stays whole)."""
@@ -192,9 +192,9 @@ def open_text(
 def read_text(config: ExtractConfig) -> Corpus:
     """The corpus, or the side of it that was asked for."""
     corpus = read_corpus(config.corpus)
-    if config.part == "all":
+    if config.split == "all":
         return corpus
-    return dict(zip(("train", "held-out"), split(corpus), strict=True))[config.part]
+    return dict(zip(("train", "held-out"), split(corpus), strict=True))[config.split]
 
 
 def exclusions(config: ExtractConfig) -> Exclusions:

@@ -39,7 +39,7 @@ class Extract(WhereConfig, ExtractConfig, Planned):
         if self.tp_plan is not None and not first_process():
             return 0
         if isinstance(store, Path):
-            return finish(store, figures={"piece": self.piece})
+            return finish(store, figures={"part": self.part})
         figures = {"rows": len(store), "sites": list(map(str, store.sites)), "shards": len(store.manifest["shards"])}
         if (url := as_url(self.out)) is not None:
             say(url)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.extract import StoreDtype
-from interp.from_text import ExtractConfig, Part
+from interp.from_text import ExtractConfig, Split
 from interp.placement import PLACING, PlacingConfig
 from interp.sites import Site
 from midlens.console import Planned, say
@@ -32,7 +32,7 @@ class RowsOptions(PlacingConfig, Planned):
     """Without a store, the model to stream from: a preset, a hub id, a local folder or a GGUF file."""
     corpus: str = "builtin"
     """Of a stream: `builtin`, a .txt / .jsonl / .parquet file, a folder of .txt, or `hf:NAME[:SPLIT]`."""
-    part: Part = "train"
+    split: Split = "train"
     """Of a stream: which side of the fixed split by document."""
     max_tokens: int | None = None
     """Of a stream: stop after this many tokens of the corpus."""
@@ -88,7 +88,7 @@ class RowsOptions(PlacingConfig, Planned):
             model=self.model,
             sites=tuple(str(site) for site in Site.parse_all(self.site)),
             corpus=self.corpus,
-            part=self.part,
+            split=self.split,
             max_tokens=self.max_tokens,
             max_length=self.max_length,
             prepend_bos=self.prepend_bos,

@@ -109,7 +109,7 @@ def discover_outline(config: DiscoverConfig) -> dict[str, object]:
             model=config.model,
             sites=(site,),
             corpus=config.corpus,
-            part="train" if side == "train" else "held-out",
+            split="train" if side == "train" else "held-out",
             max_tokens=count,
             max_length=config.max_length,
             dtype=config.dtype,

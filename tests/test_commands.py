@@ -33,7 +33,7 @@ def test_text_to_activations_to_sae_to_figures(source: Path, tmp_path: Path, cap
     model, text = str(source / "model"), str(source / "text.jsonl")
     common = ["--model", model, "--corpus", text, "--sites", "resid_post.1", "mlp_out.0", "--max-length", "64"]
     for part in ("train", "held-out"):
-        status, out, _ = run(capsys, "extract", *common, "--part", part, "--out", str(tmp_path / part))
+        status, out, _ = run(capsys, "extract", *common, "--split", part, "--out", str(tmp_path / part))
         assert status == 0 and "tokens" in out and "free" in out  # the plan
         assert out.splitlines()[-1] == str(tmp_path / part)
 

@@ -34,7 +34,7 @@ def small_shards(monkeypatch):
 def test_array_job_and_merge(common, tmp_path, small_shards, capsys):
     assert main([*common, "--out", str(tmp_path / "one")]) == 0
     for index in (3, 1, 2):
-        assert main([*common, "--out", str(tmp_path / "s"), "--piece", f"{index}/3"]) == 0
+        assert main([*common, "--out", str(tmp_path / "s"), "--part", f"{index}/3"]) == 0
     pieces = [str(path) for path in sorted((tmp_path / "s.pieces").iterdir())]
     assert capsys.readouterr().out.splitlines()[-1] == pieces[1]
     assert main(["store", "merge", *pieces, "--out", str(tmp_path / "s")]) == 0
@@ -70,11 +70,11 @@ def test_ray_from_the_command_line(common, tmp_path, small_shards, monkeypatch, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--piece", "3/2"], "piece 3/2 does not exist"),
-        (["--piece", "0/0"], "piece 0/0 does not exist"),
-        (["--piece", "two"], "a piece is written i/n"),
-        (["--piece", "1/2", "--engine", "ray"], "give --piece or --engine ray, not both"),
-        (["--piece", "1/2", "--out", "memory://b/x"], "write to a folder that all machines see"),
+        (["--part", "3/2"], "piece 3/2 does not exist"),
+        (["--part", "0/0"], "piece 0/0 does not exist"),
+        (["--part", "two"], "a piece is written i/n"),
+        (["--part", "1/2", "--engine", "ray"], "give --part or --engine ray, not both"),
+        (["--part", "1/2", "--out", "memory://b/x"], "write to a folder that all machines see"),
         (["--engine", "ray", "--out", "memory://b/x"], "write to a folder that all machines see"),
         (["--engine", "ray", "--workers", "0"], "expected at least 1 worker"),
         (["--out", "floppy://b/x"], "fsspec cannot use 'floppy'"),

@@ -31,7 +31,7 @@ SMALL: dict[str, tuple[list[str], str]] = {
     "train": ([], "--expansion 1 --batch-size 256 --epochs 1"),
     "sweep": ([], "--k 4 8 --expansions 1 --base.batch-size 256 --base.epochs 1"),
     "evaluate": (
-        [f"midlens extract --sites resid_post.15 --part held-out --out runs/held-out {TEXT}"],
+        [f"midlens extract --sites resid_post.15 --split held-out --out runs/held-out {TEXT}"],
         "--loss-tokens 200",
     ),
     "primitives": ([], "--dry-run"),

@@ -73,7 +73,7 @@ def test_a_sweep_of_a_store_with_delta_ce(source: Path, tmp_path: Path, capsys: 
 
 def test_a_sweep_and_a_training_without_a_store(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The same SAE from either; the stream says how it mixes."""
-    text = ["--model", source / "model", "--corpus", source / "text.jsonl", "--site", "resid_post.0", "--part", "all",
+    text = ["--model", source / "model", "--corpus", source / "text.jsonl", "--site", "resid_post.0", "--split", "all",
             "--row-dtype", "float32", "--buffer-gib", "0.0001", "--device", "cpu"]  # fmt: skip
     (tmp_path / "grid.json").write_text(
         json.dumps([{"d_sae": 24, "k": [2, 3], "lr": 3e-3, "base": {"epochs": 2.0, "batch_size": 100}}])
