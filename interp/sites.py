@@ -136,8 +136,18 @@ class Site(Shown):
         return f"Site({str(self)!r})"
 
     def _facts(self) -> dict[str, Any]:
-        return {"name": str(self), "short": self.point.short, "layer": self.layer, "head": self.head}
+        layer = "" if self.layer is None else f".{self.layer}"
+        return {
+            "name": str(self),
+            "short": f"{self.point.short}{layer}{self._head}",
+            "layer": self.layer,
+            "head": self.head,
+        }
 
     def __str__(self) -> str:
         scope = "" if self.layer is None else f"blocks.{self.layer}."
-        return f"{scope}{self.point.value}" + ("" if self.head is None else f"[{self.head}]")
+        return f"{scope}{self.point.value}{self._head}"
+
+    @property
+    def _head(self) -> str:
+        return "" if self.head is None else f"[{self.head}]"

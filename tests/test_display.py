@@ -70,6 +70,10 @@ def test_every_central_value_shows_itself(shown):
 
 def test_what_they_say(shown):
     assert repr(shown["Site"]) == "Site('blocks.15.hook_resid_post')"
+    site = Cells(shown["Site"]._repr_html_()).texts
+    assert site[site.index("short") + 1] == "resid_post.15" and "head" not in site
+    assert "z.3[5]" in Cells(Site.parse("blocks.3.attn.hook_z[5]")._repr_html_()).texts
+    assert "ln_final" in Cells(Site.parse("ln_final.hook_normalized")._repr_html_()).texts
     assert repr(shown["AffineEdit"]).startswith("AffineEdit(d 8, rank 2, ") and "0.5" in repr(shown["AffineEdit"])
     assert "features 1,024, d_in 8, k 4" in repr(shown["SAE"])
     model = Cells(shown["HookedModel"]._repr_html_()).texts

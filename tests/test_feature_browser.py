@@ -212,6 +212,36 @@ def test_thousands_of_features_stay_light(browser, tmp_path):
         assert tab.quiet, tab.complaints
 
 
+@pytest.mark.slow
+def test_a_list_of_131072_features_is_walked_and_searched(browser, tmp_path):
+    made, n = samples.features(512, seed=2), 131_072
+    path = page(tmp_path / "page.html", [replace(made[index % 512], index=index) for index in range(n)])
+    assert path.stat().st_size < 55e6  # plotly.js brings five more on a whole report
+    alive = [feature for feature in made if feature.density > 0]
+    with Tab(browser, path, fragment="#feature-77777") as tab:
+        assert tab.chosen == 77777 and tab.page.locator(".option").count() < 60
+        tab.page.click("button:has-text('All')")
+        rows, largest = tab.page.locator(".rows"), [np.float32(feature.max_activation) for feature in made]
+        order = sorted(range(n), key=lambda index: (-largest[index % 512], index))
+        for part in (0.25, 0.5, 1.0):  # of the way down
+            rows.evaluate("(list, part) => { list.scrollTop = part * (list.scrollHeight - list.clientHeight); }", part)
+            tab.page.wait_for_timeout(50)
+            seen = tab.visible()
+            place = order.index(seen[0])
+            assert len(seen) > 10 and seen == order[place : place + len(seen)] and abs(place / n - part) < 0.01
+            assert tab.page.locator(".option").count() < 60
+        tab.page.focus(".rows")
+        tab.page.keyboard.press("Home")
+        tab.page.keyboard.press("End")
+        last = min(made, key=lambda f: (np.float32(f.max_activation), -f.index))
+        assert tab.chosen == n - 512 + last.index and tab.page.locator(".option").count() < 60
+        tab.page.click("button:has-text('Alive')")
+        tab.search("expression_3", "promoted")
+        found = sum(matches(feature, "expression_3", "promoted") for feature in alive)
+        assert found and tab.count == f"{found * n // 512:,} of {n:,} features"
+        assert tab.quiet, tab.complaints
+
+
 def test_a_text_is_found_across_tokens_but_not_across_contexts_or_silence(browser, tmp_path):
     made = samples.features(5, seed=3, dead=0.0)
     windows = [
