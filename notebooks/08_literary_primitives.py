@@ -182,6 +182,6 @@ print(f"chance for one emotion, if judges guess: {covered.chance_strict:.1g}; Fl
 #   under a random direction, and as chance has it; asked for in words it is 2 in 30. So it was luck of the search.
 #
 # It does not show that no such features exist: three emotions were searched, the model is small, the SAE saw 60,000
-# tokens, and judges that cannot read an evoked emotion hardly confirm a steered one. Longer runs of `midlens primitives`
-# found no recipe that holds either ([table](../benchmarks/README.md)). `midlens primitives --judges` takes an endpoint
-# with a better reader, and presets with public SAEs run the same cells.
+# tokens, and judges that cannot read an evoked emotion hardly confirm a steered one. Longer runs of `midlens
+# primitives` found no recipe that holds either ([table](../benchmarks/README.md)). `midlens primitives --judges` takes
+# an endpoint with a better reader, and presets with public SAEs run the same cells.

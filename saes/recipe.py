@@ -144,9 +144,9 @@ class TrainConfig(Schedules):
     """Where the decoder's bias starts."""
     mean_read: float | None = None
     """Part of the decoder's bias, which is about the mean of the activations, that the encoder reads with them (topk
-    family): 0 is x - b_dec, 1 is x. By default 0.5 in batchtopk and matryoshka_batchtopk, 0 in topk and crosscoders;
-    transcoders read x. Encoders learn quickly how to answer what all rows share: fewer features die, and a threshold
-    then holds for rows of several times the usual norm, which else fire thousands of features. At 1 many die."""
+    family): 0 is x - b_dec, 1 is x. By default 0.5, 0 in crosscoders; transcoders read x. Encoders learn quickly how to
+    answer what all rows share: fewer features die, and a threshold then holds for rows of several times the usual norm,
+    which else fire thousands of features. At 1 many die."""
     decoder_norm: DecoderNorm | None = None
     """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
     away at the end; `free`: free rows, norm counted in the penalty only. By default `weighted` in the topk family and
@@ -257,7 +257,7 @@ class TrainConfig(Schedules):
         return {"decoder_norm": norm, "decoder_init_norm": first}
 
     def _mean_read(self, sources: tuple[int, ...]) -> float:
-        usual = 0.5 if self.architecture in BATCHED and not sources else 0.0
+        usual = 0.5 if self.architecture in SELECTING and not sources else 0.0
         return usual if self.mean_read is None else self.mean_read
 
     def shape(self, d_in: int, *, d_out: int | None = None, sources: tuple[int, ...] = ()) -> SAEConfig:

@@ -108,10 +108,10 @@ def test_loss_and_gradients_with_a_part_of_the_bias_in_the_input(name, kind):
         agree(state, batch_for(kind, massive=(4,)))
 
 
-def test_only_those_that_threshold_a_batch_read_the_mean():
+def test_only_those_that_select_read_the_mean():
     """What `mean_read` is by default, and of whom it is no setting."""
     reading = {name: setting_of(training(name)).centred for name in ARCHITECTURES}
-    assert {name for name, centred in reading.items() if centred != 1} == {"batchtopk", "matryoshka"}
+    assert {name for name, centred in reading.items() if centred != 1} == {"topk", "batchtopk", "matryoshka"}
     assert setting_of(training("batchtopk", "crosscoder")).centred == 1
     with pytest.raises(InputError, match=r"mean_read=0\.3 was given for a transcoder.*Leave it out"):
         training("topk", "transcoder", mean_read=0.3)

@@ -42,9 +42,7 @@ def state(d: int = 8, f: int = 24, scale: float = 2.0, dead: tuple[int, ...] = (
         "b_enc": 0.1 * torch.randn(f, generator=g),
         "b_dec": torch.randn(d, generator=g),
     }
-    made = TrainState(
-        SAE.of_weights(SAEConfig(d_in=d, d_sae=f, k=4), **weights), config, Frame((scaling,), (d,)), steps=100
-    )
+    made = TrainState(SAE.of_weights(config.shape(d), **weights), config, Frame((scaling,), (d,)), steps=100)
     made.dead = torch.tensor(dead, dtype=torch.int64)
     return made
 
@@ -61,13 +59,16 @@ class Plain:
     def loss(self, x: Tensor, dead: Tensor) -> Tensor:
         p, config, scaling = self.p, self.of.config, self.of.frame.read[0]
         x = x[x.norm(dim=1) <= scaling.threshold].double() * scaling.scale  # massive rows simply are not there
-        pre = (x - p["b_dec"]) @ p["encoder"].T + p["b_enc"]
+        part = 1 - config.mean_read
+        pre = (x - part * p["b_dec"]) @ p["encoder"].T + p["b_enc"]
         code = (pre * (pre >= pre.topk(config.k).values[:, -1:])).relu()
         error = x - code @ p["W_dec"] - p["b_dec"]
         loss = error.square().sum(1).mean() / scaling.variance
         if len(dead):
             e = error.detach()
-            guess = ((x - p["b_dec"].detach()) @ p["encoder"][dead].T + p["b_enc"][dead]).relu() @ p["W_dec"][dead]
+            guess = ((x - part * p["b_dec"].detach()) @ p["encoder"][dead].T + p["b_enc"][dead]).relu() @ p["W_dec"][
+                dead
+            ]
             loss = loss + config.aux_weight * len(dead) / config.k_aux * (e - guess).square().sum() / e.square().sum()
         return loss
 
@@ -114,7 +115,7 @@ def test_the_auxiliary_loss_moves_the_encoder_row_of_a_dead_feature():
 
 
 def test_silence_is_counted_in_tokens_and_dead_features_are_listed():
-    s = state(dead_after_tokens=120)
+    s = state(dead_after_tokens=120, mean_read=0.0)
     g = torch.Generator().manual_seed(3)
     expected = torch.zeros(24, dtype=torch.int64)
     for _ in range(4):
