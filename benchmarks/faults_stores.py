@@ -145,8 +145,9 @@ def damaged_checkpoints(course: Course, rounds: int) -> list[Row]:
         while row.reruns < rounds:
             course.fresh()
             course.run(Point("kill after", at=int(course.random.integers(course.calls // 4, course.calls))))
-            if not (found := checkpoints(course.folder / "training")):
-                continue
+            found = checkpoints(course.folder / "training")
+            if not found or (course.folder / "sae_weights.safetensors").exists():
+                continue  # of a finished run, whose checkpoints only wait to be deleted, nothing is read
             DAMAGES[kind](found[-1], course.random)
             ended = course.run()
             named = ended.how == "refused" and str(found[-1]) in ended.text and "delete it" in ended.text

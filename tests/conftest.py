@@ -1,4 +1,4 @@
-"""What the tests share: no network, and one SmolLM2 per test process."""
+"""What the tests share: no network, Triton's interpreter where there is no GPU, one SmolLM2 per test process."""
 
 import os
 
@@ -6,6 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 
 @pytest.fixture(scope="session")
