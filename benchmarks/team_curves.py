@@ -5,10 +5,10 @@
 
 Extracts a store from the built-in corpus, then trains each architecture by `midlens train`: alone, and under torchrun
 by each number of processes, dividing the tokens (`data`) and the features (`dictionary`). Arithmetic is float32, so
-sums in another order differ in the last bits; a feature that only one of two runs lets fire can make of that a
-difference that is seen. The largest relative difference of the loss at any logged step is therefore shown beside what
-two runs of one process differ by when one of them adds its sums in another order (another number of threads). Prints a
-table (Markdown), writes JSON with all curves.
+sums in another order differ in the last bits, and where a last bit decides which of two features is active, all that
+follows differs. The largest relative difference of the loss at any logged step therefore stands beside that of two runs
+of one process: with another number of threads, and from weights that are off by one part in ten million. Prints a table
+(Markdown), writes JSON with all curves.
 """
 
 import argparse
@@ -19,14 +19,22 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 from interp.bench.measure import environment
 from interp.jsonlines import json_objects
+from interp.store import ActivationStore
+from saes import fitting
+from saes.recipe import TrainConfig
 from saes.sae import SAE
+from saes.train import fit
 
 HERE = Path(__file__).resolve().parent
 DEFAULT = HERE / "results" / "team_curves.json"
 SITE = "resid_post.15"
+START = fitting.start
 
 
 def midlens(*words: str, processes: int = 1, threads: int = 1) -> None:
@@ -56,9 +64,18 @@ def decoders_differ(one: Path, other: Path) -> float:
     return float((a - b).norm() / a.norm())
 
 
+def nudged_start(*shape: Any, **options: Any) -> SAE:
+    """Where a run starts, every weight off by about one part in ten million."""
+    sae, noise = START(*shape, **options), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter *= 1 + 1e-7 * torch.randn(parameter.shape, generator=noise)
+    return sae
+
+
 def ways(processes: list[int]) -> list[tuple[str, dict[str, Any]]]:
     """Names of the runs of an architecture, the reference first, and how each is started."""
-    alone = [("alone", {}), ("alone, two threads", {"threads": 2})]
+    alone = [("alone", {}), ("alone, two threads", {"threads": 2}), ("alone, start nudged", {"nudged": True})]
     many = [
         (f"{n} processes, {parallel}", {"processes": n, "parallel": parallel})
         for n in processes
@@ -67,19 +84,29 @@ def ways(processes: list[int]) -> list[tuple[str, dict[str, Any]]]:
     return alone + many
 
 
+def train(store: Path, architecture: str, options: argparse.Namespace, folder: Path, how: dict[str, Any]) -> None:
+    """One run."""
+    recipe = {
+        "architecture": architecture, "d_sae": options.width, "k": 32, "batch_size": options.batch,
+        "tokens": options.batch * options.steps, "log_every": max(1, options.steps // 40),
+    }  # fmt: skip
+    if "nudged" in how:
+        with mock.patch.object(fitting, "start", nudged_start):
+            fit(ActivationStore.open(store), TrainConfig(**recipe), folder, site=SITE)
+        return
+    divided = ["--parallel", how["parallel"]] if "parallel" in how else []
+    words = [word for name, value in recipe.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    many = {name: how[name] for name in ("processes", "threads") if name in how}
+    midlens("train", "--store", str(store), "--out", str(folder), *words, *divided, **many)
+
+
 def measured(store: Path, architecture: str, options: argparse.Namespace, home: Path) -> list[dict[str, Any]]:
     """All runs of one architecture."""
     rows: list[dict[str, Any]] = []
     reference = home / f"{architecture}-alone"
     for name, how in ways(options.processes):
         folder = home / f"{architecture}-{name}".replace(" ", "-").replace(",", "")
-        divided = ["--parallel", how["parallel"]] if "parallel" in how else []
-        midlens(
-            "train", "--store", str(store), "--architecture", architecture, "--out", str(folder), *divided,
-            "--d-sae", str(options.width), "--k", "32", "--batch-size", str(options.batch),
-            "--tokens", str(options.batch * options.steps), "--log-every", str(max(1, options.steps // 40)),
-            processes=how.get("processes", 1), threads=how.get("threads", 1),
-        )  # fmt: skip
+        train(store, architecture, options, folder, how)
         found = curve(folder)
         row = {"architecture": architecture, "run": name, "steps": options.steps, "l0": found[-1]["l0"]}
         if folder != reference:
@@ -116,6 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT)
     parser.add_argument("--table", action="store_true", help="print the table of the file and stop")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.table:
         print(table(json.loads(options.out.read_text())["rows"]))
         return
