@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=50_000, help="in the store")
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--out", type=Path, default=DEFAULT)
     parser.add_argument("--table", action="store_true", help="print the table of the file and stop")
     options = parser.parse_args()
