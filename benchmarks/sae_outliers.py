@@ -2,6 +2,7 @@
 
     python benchmarks/sae_quality.py             extracts the stores that this reads, SmolLM2, layer 15 (stop it then)
     python benchmarks/sae_outliers.py            trains three SAEs of width 16,384; about a quarter of an hour
+    python benchmarks/sae_outliers.py --architecture topk --parts 0 0.5 --out topk.json
 
 Rows above ten times the median norm are left out of training and measuring; those above twice the median are the
 outliers here. They are a handful, but an SAE that answers each with thousands of features loses more by them than
@@ -22,7 +23,7 @@ from torch import Tensor
 from interp.bench.measure import environment
 from interp.sites import Site
 from interp.store import ActivationStore
-from saes.recipe import TrainConfig
+from saes.recipe import SELECTING, TrainConfig
 from saes.row_quality import row_norms
 from saes.sae import SAE
 from saes.splice import massive_threshold
@@ -74,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/sae_quality"), help="of sae_quality.py")
     parser.add_argument("--site", default="blocks.15.hook_resid_post")
+    parser.add_argument("--architecture", choices=SELECTING, default="batchtopk")
     parser.add_argument("--width", type=int, default=16_384)
     parser.add_argument("--parts", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="values of mean_read")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sae_outliers.json")
@@ -86,11 +88,12 @@ def main() -> None:
     rows = torch.cat([next(stream) for _ in range(len(held_out) // 1024)])
     results = []
     for part in options.parts:
-        config = TrainConfig(architecture="batchtopk", d_sae=options.width, epochs=2.0, mean_read=part)
+        config = TrainConfig(architecture=options.architecture, d_sae=options.width, epochs=2.0, mean_read=part)
         with tempfile.TemporaryDirectory() as scratch:
             sae = fit(train, config, Path(scratch), site=site)
         results.append({"mean_read": part, **measured(sae, rows, float(norms.median()))})
-        facts = {"width": options.width, "rows": len(rows), "environment": environment(("torch",))}
+        facts = {"architecture": options.architecture, "width": options.width, "rows": len(rows)}
+        facts["environment"] = environment(("torch",))
         options.out.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
     print(table(results))
 

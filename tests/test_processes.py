@@ -40,8 +40,8 @@ threads()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
-@pytest.mark.parametrize("way,ends", [("left", 0), ("by another", 0), ("destroyed alone", 3)])
-def test_gloos_threads_are_over_when_the_group_is_closed(way: str, ends: int, tmp_path: Path):
+@pytest.mark.parametrize("way,stay", [("left", False), ("by another", False), ("destroyed alone", True)])
+def test_gloos_threads_are_over_when_the_group_is_closed(way: str, stay: bool):
     """The last way shows what goes wrong without: a module holds the group beyond its closing."""
     here = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     done = subprocess.run(
@@ -53,4 +53,4 @@ def test_gloos_threads_are_over_when_the_group_is_closed(way: str, ends: int, tm
         check=True,
     )
     open_then, at_end = (sum("gloo" in name for name in line.split()) for line in done.stdout.splitlines())
-    assert (open_then, at_end) == (3, ends)
+    assert open_then > 0 and at_end == (open_then if stay else 0)
