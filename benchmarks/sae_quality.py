@@ -201,22 +201,21 @@ def table(results: list[Result]) -> str:
     """Mean and spread over seeds, one line per trainer and variant."""
     lines = [
         "| architecture | width | k | steps | trainer | seeds | L0 | explained variance | ours less it, same L0 "
-        "| dead | tokens/s |",
+        "| dead | CPU s |",
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     rows = sorted({r.row for r in results}, key=lambda row: (ARCHITECTURES.index(row[0]), *row[1:4], row[4] != OURS))
     for row in rows:
         chosen = [r for r in results if r.row == row]
         architecture, width, k, steps, trainer, variant = row
-        l0, ev, dead, speed = (
-            [getattr(r, name) for r in chosen]
-            for name in ("l0", "explained_variance", "dead_fraction", "tokens_per_second")
+        l0, ev, dead, cpu = (
+            [getattr(r, name) for r in chosen] for name in ("l0", "explained_variance", "dead_fraction", "cpu_seconds")
         )
         gain = mean_spread(ahead(results, chosen), "+.4f") if trainer == RIVAL else ""
         name = trainer if trainer == OURS else f"{trainer}, {variant}"
         lines.append(
             f"| {architecture} | {width:,} | {k} | {steps} | {name} | {len(chosen)} | {mean_spread(l0, '.1f')} | "
-            f"{mean_spread(ev, '.4f')} | {gain} | {statistics.mean(dead):.1%} | {statistics.mean(speed):,.0f} |"
+            f"{mean_spread(ev, '.4f')} | {gain} | {statistics.mean(dead):.1%} | {mean_spread(cpu, '.0f')} |"
         )
     return "\n".join(lines)
 
