@@ -71,7 +71,7 @@ class Evaluate(PlacingConfig, Planned):
         from interp.tokenfile import TokenFile
         from saes.evaluate import evaluate, names_of
         from saes.interop import load_sae
-        from saes.suite import SuiteConfig, as_text, run_suite
+        from saes.suite import SuiteConfig, as_text, ask, fires_in, run_suite
 
         sae = load_sae(self.sae, trust_pickle=self.trust_pickle)
         store, tokens = ActivationStore.open(self.store), TokenFile.open(self.tokens)
@@ -79,7 +79,7 @@ class Evaluate(PlacingConfig, Planned):
         site = sites[0] if len(sites) == 1 else sites
         model = HookedModel.load(name, device=self.device, **self.placing())
         sae = sae.to(model.device)
-        parts = run_suite(sae, model, self.settings(SuiteConfig), site, force=self.force, show=None)
+        asked = ask(sae, self.settings(SuiteConfig), site, force=self.force)
         found = evaluate(
             sae,
             store,
@@ -92,8 +92,12 @@ class Evaluate(PlacingConfig, Planned):
             force=self.force,
             show=None,
         )
-        found = dataclasses.replace(found, parts=dict(found.parts) | parts)
         say(found.text())
+        if self.out is not None:  # kept, should what follows fail or be interrupted
+            found.save(self.out)
+        alive = fires_in(store, site, site_out=self.site_out, force=self.force)
+        parts = run_suite(sae, model, asked, site, alive=alive, force=self.force, show=None)
+        found = dataclasses.replace(found, parts=dict(found.parts) | parts)
         if parts:
             say(as_text(parts))
         return finish(

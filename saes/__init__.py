@@ -11,5 +11,6 @@ from saes.sae import SAE as SAE
 from saes.sae import SAEConfig as SAEConfig
 from saes.sweep import Grid as Grid
 from saes.sweep import sweep as sweep
+from saes.tensor_rows import TensorRows as TensorRows
 from saes.train import TrainConfig as TrainConfig
 from saes.train import fit as fit

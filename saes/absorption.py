@@ -123,8 +123,18 @@ def absorption(
     show: bool | None = False,
 ) -> Absorption:
     """Run the words through the model and measure; see `saes.first_letter` for words and prompt."""
+    check_absorbing(sae)
     x = word_rows(sae, model, words, site, force=force, show=show)
     return absorption_of_rows(sae, x, words.letters, config=config)
+
+
+def check_absorbing(sae: SAE) -> None:
+    """Refuse what reads one space and writes another: a probe of the one has no place among directions of the other."""
+    if sae.config.is_transcoder:
+        raise InputError(
+            "absorption compares what features write with a probe of what they read; this is a transcoder, which reads "
+            f"{sae.config.metadata.get('hook_name')} and writes {sae.config.metadata.get('hook_name_out')}: give an SAE"
+        )
 
 
 @torch.no_grad()
@@ -135,6 +145,7 @@ def absorption_of_rows(
     import scipy.sparse as sparse
 
     config = config or AbsorptionConfig()
+    check_absorbing(sae)
     if len(x) != len(letters):
         raise InputError(f"absorption: {len(x)} rows, but {len(letters)} letters")
     labels, test = np.array(letters), _split(letters, config)

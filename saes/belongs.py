@@ -1,7 +1,9 @@
 """Where an SAE belongs: the sites it reads and writes, the limits of massive norms, and a refusal of anything else.
 
 An SAE's metadata says what it was made for, under SAELens's names: `model_name`, `hook_name`, for a transcoder
-`hook_name_out`, for a crosscoder `hook_names`. What it does not say cannot be checked and passes.
+`hook_name_out`, for a crosscoder `hook_names`. What it does not say cannot be checked and passes. A preset's SAE may
+say of a second model that it is used on it (`saes.presets.USED_ON`): Llama Scope's, trained on the base model, is read
+on the chat model.
 
 Compared are names, not contents: models by the last part of their path without case, so that a preset, a hub id and
 a local copy are the same; sites as tensors, so that `resid_pre.15` is `resid_post.14`.
@@ -15,6 +17,7 @@ from interp.model import HookedModel
 from interp.presets import PRESETS
 from interp.sites import Point, Site
 from saes.paired import ModelSite, parse_places
+from saes.presets import USED_ON
 from saes.sae import SAE
 
 PAIRED = "its rows are measured with saes.row_quality.measure_rows, on a saes.paired.PairedRows of both stores"
@@ -108,8 +111,9 @@ def check_belongs(
     if force:
         return
     known = sae.config.metadata
-    made = known.get("model_name")
-    if made and other_model(str(made), model):
+    made, used_on = known.get("model_name"), known.get(USED_ON)
+    fits = used_on and not other_model(str(used_on), model)
+    if made and not fits and other_model(str(made), model):
         _refuse("model", str(made), str(_name(model)))
     for given, key in ((site, "hook_name"), (site_out, "hook_name_out")):
         own = known.get("hook_names") if key == "hook_name" and known.get("hook_names") else known.get(key)

@@ -10,7 +10,7 @@ steer as much less than the same alpha with another suite.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
@@ -18,11 +18,14 @@ from saes.sae import SAE
 
 
 def directions(
-    sae: SAE, features: Sequence[int] | Int[Tensor, " a"] | int, *, unit: bool = True
+    sae: SAE, features: Sequence[int] | Int[Tensor, " a"] | Bool[Tensor, " f"] | int, *, unit: bool = True
 ) -> Float[Tensor, "a d_out"]:
-    """The decoder rows of some features, detached; a feature without direction (a row of zeros) has no unit."""
-    index = torch.as_tensor([features] if isinstance(features, int) else features, dtype=torch.int64).reshape(-1)
+    """The decoder rows of some features, detached: by index, or by a mask of all features (`Bool f`).
+
+    A feature without direction (a row of zeros) has no unit, and is refused.
+    """
     n = sae.config.d_sae
+    index = _indices(features, n)
     if bad := [j for j in index.tolist() if not 0 <= j < n]:
         raise InputError(f"features are counted from 0 to {n - 1}, got {bad[0]}{' and others' if len(bad) > 1 else ''}")
     rows = sae.W_dec.detach()[index.to(sae.W_dec.device)]
@@ -32,3 +35,15 @@ def directions(
     if empty := index[(norms == 0).cpu()].tolist():
         raise InputError(f"feature {empty[0]} has a decoder row of zeros, so it has no direction")
     return rows / norms[:, None]
+
+
+def _indices(features: object, n: int) -> Int[Tensor, " a"]:
+    """The features meant, by number; numbers that are not whole and masks of another length mean none."""
+    given = torch.as_tensor(features).reshape(-1)
+    if given.dtype == torch.bool:
+        if len(given) != n:
+            raise InputError(f"a mask of features has {n} entries, one for each, got {len(given)}")
+        return given.nonzero()[:, 0]
+    if len(given) and (given.is_floating_point() or given.is_complex()):
+        raise InputError(f"features are whole numbers from 0 to {n - 1}, or a mask of all, got {given.dtype} values")
+    return given.to(torch.int64)

@@ -27,6 +27,7 @@ from interp.loop import Course, Pace, claim
 from interp.sealing import digest
 from interp.sites import Site
 from interp.store import ActivationBatch
+from interp.to_device import to_device
 from interp.trackers import Tracker
 from saes.finish import finished
 from saes.frame import Frame, measure
@@ -234,8 +235,7 @@ class _Run:
 
     def step(self, batch: ActivationBatch) -> None:
         x, y = self.sites.x_y(batch)
-        x = x.to(self.device, non_blocking=True)
-        log = step(self.state, x, None if y is None else y.to(self.device, non_blocking=True))
+        log = step(self.state, to_device(x, self.device), None if y is None else to_device(y, self.device))
         self.sums += torch.stack([torch.ones_like(log.loss), *log]).double()
 
     def metrics(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import InputError
@@ -85,8 +85,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Spreads over all features."""
+    """Spreads over the features counted."""
 
+    features: int
+    """How many were."""
     decoder: Spread
     """Largest cosine of a decoder row with another."""
     encoder: Spread
@@ -101,11 +103,14 @@ class Geometry:
 
 
 @torch.no_grad()
-def geometry(sae: SAE) -> Geometry:
-    """The directions of one SAE."""
+def geometry(sae: SAE, *, alive: Bool[Tensor, " f"] | None = None) -> Geometry:
+    """The directions of one SAE; with `alive`, of those features alone: dead ones lie about where they started."""
     W_enc, W_dec = sae.encoder, sae.W_dec
+    if alive is not None:
+        W_enc, W_dec = W_enc[alive.to(W_enc.device)], W_dec[alive.to(W_dec.device)]
     same = not sae.config.is_transcoder
     return Geometry(
+        features=len(W_dec),
         decoder=Spread.of(nearest(W_dec).cosine),
         encoder=Spread.of(nearest(W_enc).cosine),
         alignment=Spread.of((unit(W_enc) * unit(W_dec)).sum(1)) if same else None,

@@ -64,8 +64,9 @@ def nested(
         parts = [values[:, a:b] @ W_dec[a:b] for a, b in zip(starts, ends, strict=True)]
         sums = team.over_features(torch.stack(parts, dim=1)).cumsum(1)
     else:
-        edges = torch.tensor(ends, device=values.device)
-        bag = entries.rows * levels + torch.bucketize(entries.indices, edges, right=True)
+        bag = entries.rows * levels
+        for end in ends[:-1]:  # numbers, not a tensor of them, whose way to a GPU would be waited for
+            bag = bag + (entries.indices >= end)
         bag, order = torch.sort(bag, stable=True)
         offsets = torch.searchsorted(bag, torch.arange(n * levels + 1, device=bag.device))
         idx = entries.indices.index_select(0, order)

@@ -1,6 +1,6 @@
 """How much memory a training run takes, before it starts: stated by formula, checked against measurement.
 
-With P parameters (d f + f d_out and biases), batches of n tokens, k active features, all in bytes:
+With P parameters (d f + f d_out, biases, thresholds), batches of n tokens, k active features, all in bytes:
 
     held       12 P                    float32 weights and Adam's two moments
     forward    4 c f                   pre-activations of c tokens at a time, c f <= max(f, 2^24) (2 c f in bfloat16,
@@ -15,6 +15,7 @@ The topk family never holds a matrix of n f beyond the c f pre-activations. A ch
 less than a step.
 """
 
+import math
 from dataclasses import dataclass
 
 from midlens_kernels import CHUNK
@@ -49,7 +50,7 @@ def memory_of(config: TrainConfig, shape: SAEConfig) -> Memory:
     """What training `shape` by `config` takes; for penalised architectures, at a dense start."""
     config = config.filled(shape)
     n, d, out, f = config.batch_size, shape.d_in, shape.width_out, shape.d_sae
-    parameters = d * f + f * out + sum(f for _ in shape.shapes()) + (out * d if shape.skip else 0)
+    parameters = sum(map(math.prod, shape.shapes().values()))
     low = config.compute == "bfloat16"
     chunk = min(n, max(1, CHUNK // f)) * f
     active = max(config.k_start or 0, config.k)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from interp.sites import Point, Site
 
+USED_ON = "midlens_used_on"
+"""Key of an SAE's metadata: a model it is used on, where that is another than the one it was trained on."""
+
 
 @dataclass(frozen=True)
 class SAEPreset:

@@ -73,7 +73,8 @@ class TrainConfig(Schedules):
     expansion: int = 8
     """Features per dimension, where `d_sae` is not given."""
     k: int = 32
-    """Active features per token: exactly (topk), on average (batchtopk), or aimed at (jumprelu's `target` penalty)."""
+    """Active features per token: exactly (topk), on average (batchtopk), or aimed at (jumprelu's `target` penalty).
+    Without effect elsewhere, and since it has a value everywhere, it is not refused there."""
     k_start: int | None = None
     """Active features per token in the first step (topk family), falling linearly to k; by default k itself. Llama
     Scope: the width of the activations."""

@@ -4,8 +4,8 @@
 
 One site for an SAE, two for a transcoder, several for a crosscoder (whose figures are over all sources together, and
 `sources` has them one by one: a layer of large norm dominates the whole). A crosscoder over two models is measured on
-`saes.paired.PairedRows`, its sites being `ModelSite`s. A row is massive, and kept apart, where its
-norm at any of these sites is above that site's limit.
+`saes.paired.PairedRows`, its sites being `ModelSite`s; activations in memory are a `saes.tensor_rows.TensorRows`. A row
+is massive, and kept apart, where its norm at any of these sites is above that site's limit.
 """
 
 import itertools
@@ -27,10 +27,11 @@ from saes.paired import PairedRows
 from saes.reconstruction import Reconstruction, ReconstructionFitter
 from saes.sae import SAE
 from saes.splice import massive_threshold
+from saes.tensor_rows import TensorRows
 
 _ROWS = 4096
 Limits = Mapping[Any, float]
-Stored = ActivationStore | PairedRows
+Stored = ActivationStore | PairedRows | TensorRows
 
 
 class RowQuality(NamedTuple):

@@ -83,6 +83,8 @@ class SAE(Shown, nn.Module):
 
     def centred(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """What the encoder's weights are applied to: `x` in the SAE's dtype, without the decoder's bias."""
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"an SAE reads a torch.Tensor, got {type(x).__name__}: torch.as_tensor(x) makes one of it")
         if x.ndim != 2:
             raise InputError(
                 f"an SAE reads one row per token, (tokens, {self.config.d_in}); got {tuple(x.shape)}: x.reshape(-1, "

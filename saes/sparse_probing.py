@@ -174,10 +174,16 @@ def fit_logistic(rows: Float[np.ndarray, "n k"], positive: Bool[np.ndarray, " n"
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000, class_weight="balanced"))
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=10_000, class_weight="balanced"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        return pipeline.fit(rows, positive)
+        try:
+            return pipeline.fit(rows, positive)
+        except ConvergenceWarning as warning:
+            raise InputError(
+                f"a logistic probe on {rows.shape[0]} rows of {rows.shape[1]} columns did not converge in 10,000 "
+                f"iterations ({str(warning).splitlines()[0]}); expected a better posed problem: give more texts"
+            ) from None
 
 
 def _score(

@@ -7,21 +7,25 @@ and a comparison with another SAE.
 `as_text` has the summaries as lines of name and value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from jaxtyping import Bool
+from torch import Tensor
 
 from interp.errors import InputError
 from interp.heap import trimmed
 from interp.model import HookedModel
 from interp.sites import Site
-from saes.absorption import AbsorptionConfig, absorption
-from saes.belongs import check_comparable
+from saes.absorption import AbsorptionConfig, absorption, check_absorbing
+from saes.belongs import check_comparable, places_of
 from saes.evaluation import as_lines
 from saes.first_letter import vocabulary_words
 from saes.geometry import geometry, splitting
 from saes.interop.load import load_sae
 from saes.labelled import TASKS, LabelledTexts, bundled, from_corpus, read_labelled
+from saes.row_quality import Stored, check_stored, measure_rows, thresholds_of
 from saes.sae import SAE
 from saes.sparse_probing import sparse_probing
 from saes.stability import match
@@ -44,46 +48,92 @@ class SuiteConfig:
     seed: int = 0
 
 
-@trimmed()
-def run_suite(
-    sae: SAE,
-    model: HookedModel,
-    config: SuiteConfig,
-    site: Site | str | Sequence[Site | str] | None = None,
-    *,
-    force: bool = False,
-    show: bool | None = False,
-) -> dict[str, Any]:
-    """Run what is asked for."""
-    tasks = [data for name in config.probing for data in tasks_of(name)]  # a wrong name is found before anything runs
+class Asked(NamedTuple):
+    """A `SuiteConfig` and what it needs, loaded."""
+
+    config: SuiteConfig
+    tasks: list[LabelledTexts]
+    other: SAE | None
+
+
+def ask(
+    sae: SAE, config: SuiteConfig, site: Site | str | Sequence[Site | str] | None = None, *, force: bool = False
+) -> Asked:
+    """Load what the evaluations need, and refuse what cannot be run, before anything runs."""
+    tasks = [data for name in config.probing for data in tasks_of(name)]
+    if config.absorption:
+        check_absorbing(sae)
+        if not isinstance(site, Site | str | None):
+            raise InputError("absorption needs one site, and a crosscoder reads several")
     other = None
     if config.against is not None:
         other = load_sae(config.against, trust_pickle=config.trust_pickle)
         check_comparable(sae, other, name=config.against, force=force)
+    return Asked(config, tasks, other)
+
+
+@trimmed()
+def run_suite(
+    sae: SAE,
+    model: HookedModel,
+    asked: SuiteConfig | Asked,
+    site: Site | str | Sequence[Site | str] | None = None,
+    *,
+    alive: Callable[[SAE], Bool[Tensor, " f"]] | None = None,
+    force: bool = False,
+    show: bool | None = False,
+) -> dict[str, Any]:
+    """Run what is asked for.
+
+    `alive` tells which features of an SAE count in geometry and comparison, as `fires_in` does; without it, all do.
+    """
+    config, tasks, other = asked if isinstance(asked, Asked) else ask(sae, asked, site, force=force)
     parts: dict[str, Any] = {}
+    own = alive(sae) if alive is not None and (config.geometry or other is not None) else None
     if config.geometry:
-        parts["geometry"] = geometry(sae).to_json()
+        parts["geometry"] = geometry(sae, alive=own).to_json()
     if other is not None:
-        parts["against"] = compare(sae, other.to(sae.W_dec.device)) | {"sae": config.against}
+        other = other.to(sae.W_dec.device)
+        parts["against"] = compare(sae, other, own, None if alive is None else alive(other)) | {"sae": config.against}
     if tasks:
         found = [sparse_probing(sae, model, data, site, seed=config.seed, force=force, show=show) for data in tasks]
         parts["probing"] = {probing.task: probing.to_json() for probing in found}
     if config.absorption:
-        if not isinstance(site, Site | str | None):
-            raise InputError("absorption needs one site, and a crosscoder reads several")
+        assert isinstance(site, Site | str | None)
         words = vocabulary_words(model.tokenizer, per_letter=config.words_per_letter, seed=config.seed)
         thresholds = AbsorptionConfig(seed=config.seed)
         parts["absorption"] = absorption(sae, model, words, site, config=thresholds, force=force, show=show).to_json()
     return parts
 
 
-def compare(sae: SAE, other: SAE) -> dict[str, Any]:
-    """Matching of two dictionaries, and the splits of the narrower in the wider."""
-    narrow, wide = sorted((sae, other), key=lambda one: one.config.d_sae)
+def fires_in(store: Stored, site: Any, *, site_out: Site | str | None = None, force: bool = False) -> Any:
+    """For `run_suite`: the features that fire at least once in the rows of a store, massive ones not counted."""
+
+    def alive(sae: SAE) -> Bool[Tensor, " f"]:
+        places = places_of(sae, site=site, site_out=site_out)
+        check_stored(sae, store, places, force=force)
+        limits = thresholds_of(sae, store, places.sites)
+        rows = measure_rows(sae, store, site, site_out=site_out, threshold=limits, force=force)
+        return rows.firing.fires > 0
+
+    return alive
+
+
+def compare(
+    sae: SAE,
+    other: SAE,
+    alive: Bool[Tensor, " f"] | None = None,
+    other_alive: Bool[Tensor, " g"] | None = None,
+) -> dict[str, Any]:
+    """Matching of two dictionaries, and the splits of the narrower in the wider; of the features alive, if told."""
+    own, its = (
+        one.W_dec if counts is None else one.W_dec[counts.to(one.W_dec.device)]
+        for one, counts in ((sae, alive), (other, other_alive))
+    )
+    narrow, wide = sorted((own, its), key=len)
     return {
-        "matching": match(sae.W_dec, other.W_dec).summary(),
-        "splitting": splitting(narrow.W_dec, wide.W_dec).summary()
-        | {"narrow": narrow.config.d_sae, "wide": wide.config.d_sae},
+        "matching": match(own, its).summary() | {"features": len(own), "other_features": len(its)},
+        "splitting": splitting(narrow, wide).summary() | {"narrow": len(narrow), "wide": len(wide)},
     }
 
 

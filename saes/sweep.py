@@ -8,10 +8,12 @@ Members of another seed or batch size have a stream of their own, after the firs
 
 After a kill the stream starts at the batch that the slowest member wants; the others pass over what they have seen.
 Members added later are trained, finished ones are not trained again. A member whose training diverges is reported and
-dropped. All members of a stream are in memory at once: 16 bytes per parameter (weights, gradient, Adam's two moments).
+dropped. All members of a stream are in memory at once, 12 bytes per parameter (weights, Adam's two moments), and what a
+step needs besides, gradients included, of one member at a time (`saes.memory`).
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import math
@@ -29,10 +31,12 @@ from interp.model import HookedModel
 from interp.progress import bar
 from interp.sealing import only_writer
 from interp.store import ActivationBatch
+from interp.to_device import to_device
 from interp.tokenfile import TokenFile
 from interp.trackers import open_tracker
 from saes.fitting import Fitting, Rows, TrainedSites, endless, finished_before, is_finished, settings
-from saes.recipe import PENALISED, TrainConfig
+from saes.memory import memory_of
+from saes.recipe import TrainConfig
 from saes.row_quality import Stored
 from saes.sweep_config import Grid as Grid
 from saes.sweep_config import Members, Shape, configs_of, named
@@ -122,15 +126,11 @@ def _begun(summary: Summary, members: Sequence[Member], shape: Shape) -> Summary
 
 def estimate(configs: Sequence[TrainConfig], shape: Shape, batch: int) -> str:
     """In words, the memory that SAEs trained together need."""
-    saes = [shape.of(config) for config in configs]
-    weights = sum(16 * sum(map(math.prod, sae.shapes().values())) for sae in saes)
-    # A step of one member at a time: the batch, and pre-activations (dense gradients too, where nothing is selected).
-    width = sum(shape.read) + (shape.written or 0)
-    copies = [3 if config.architecture in PENALISED else 1 for config in configs]
-    step = 4 * batch * (width + max(n * sae.d_sae for n, sae in zip(copies, saes, strict=True)))
+    needs = [memory_of(dataclasses.replace(config, batch_size=batch), shape.of(config)) for config in configs]
+    held, step = sum(need.held for need in needs), max(need.peak - need.held for need in needs)  # one steps at a time
     what = "1 SAE" if len(configs) == 1 else f"{len(configs)} SAEs from one stream"
     return (
-        f"{what}: {weights / 2**30:.2f} GiB for weights, gradients and Adam's moments (16 bytes per parameter), about "
+        f"{what}: {held / 2**30:.2f} GiB for weights and Adam's moments (12 bytes per parameter), about "
         f"{step / 2**30:.2f} GiB for a step on {batch:,} rows"
     )
 
@@ -231,7 +231,7 @@ def _train(
                 sums = [x.sum(dtype=torch.float32).isfinite() for x in batch.acts.values()]
                 if not all(sums) and (found := damage(batch, number, stream.sites)):
                     raise InputError(found)
-                acts = {site: x.to(device, non_blocking=True).float() for site, x in batch.acts.items()}
+                acts = {site: to_device(x, torch.device(device)).float() for site, x in batch.acts.items()}
                 progress.update(stream.size * _advance(live, batch._replace(acts=acts), number, summary))
                 _finish(live)
                 number += 1

@@ -49,10 +49,16 @@ def fit(
 ) -> SAE:
     """Train an SAE on one site of a store and save it in `path`; called again, continue or return what is finished.
 
+    `store` is an `interp.store.ActivationStore`; activations in memory are a `saes.tensor_rows.TensorRows`.
     With `site_out`, a transcoder from `site` to it; with a list of sites, a crosscoder over them. `metadata` is added
     to the provenance in `cfg.json`; `tracker` gets every line of metrics (`interp.trackers`). Under `torchrun`,
     `parallel` says what the processes divide, see `saes.team`: every one makes this call, and gets the whole SAE.
     """
+    if not isinstance(store, Rows):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"fit reads an interp.store.ActivationStore, got {type(store).__name__}. A tensor of activations becomes "
+            "rows by saes.tensor_rows.TensorRows({site: x}, model=...)"
+        )
     path, sites, team = Path(path), TrainedSites.parse(site, site_out), team_of(parallel)
     if len(store) == 0:
         raise InputError("the store holds no activations; extract some first")

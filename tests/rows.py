@@ -1,38 +1,24 @@
 """Activations in memory, with what `saes.train` needs of a store; and synthetic ones with a known dictionary."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from interp.sealing import digest
 from interp.sites import Site
-from interp.store import ActivationBatch
+from saes.tensor_rows import TensorRows
 
 SITE = Site.parse("resid_post.3")
 SPEC = {"model": "toy", "revision": "r1", "bos": 1, "max_length": 32, "dtype": "float32"}
 
 
-class MemoryRows:
-    """Rows of one or several sites; documents and positions count through the rows, ten rows a document."""
+class MemoryRows(TensorRows):
+    """The same rows at one or several sites of a toy model, ten rows a document."""
 
     def __init__(self, x: Tensor, sites: Sequence[Site] = (SITE,)) -> None:
-        self.x, self.sites = x, list(sites)
-        checked = digest([x.shape, x.double().nan_to_num().sum().item(), x.double().nan_to_num().square().sum().item()])
-        self.manifest: dict[str, Any] = {"parts": [{"spec": SPEC}], "shards": [checked]}
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def batches(
-        self, sites: Sequence[str | Site], size: int, *, seed: int, first: int = 0, epoch: int = 0
-    ) -> Iterator[ActivationBatch]:
-        order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        for start in range(first * size, len(self.x), size):
-            rows = order[start : start + size]
-            keys = rows.to(torch.int32)
-            yield ActivationBatch({Site.parse(s): self.x[rows] for s in sites}, keys, keys // 10, keys % 10)
+        place = torch.arange(len(x))
+        super().__init__(dict.fromkeys(sites, x), doc=place // 10, position=place % 10, about=SPEC)
+        self.x = x
 
 
 def sparse_mixture(n: int, *, d: int = 16, f: int = 32, active: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from saes.absorption import AbsorptionConfig, _split, absorption, absorption_of_
 from saes.codes import Codes
 from saes.first_letter import Words, some, vocabulary_words, word_rows
 from saes.sae import SAE, SAEConfig
+from saes.suite import SuiteConfig, ask
 
 PER_LETTER, LETTERS = 20, "abcd"
 
@@ -207,3 +208,18 @@ def test_prompts_that_cannot_work_are_refused(smollm2):
         word_rows(sae, smollm2, Words(("cat",), (5,), template="{word}"), "resid_post.3")
     with pytest.raises(InputError, match="2 words and 1 token ids"):
         Words(("cat", "dog"), (5,))
+
+
+def test_transcoders_are_refused_before_anything_runs(smollm2):
+    """A probe of what is read has no place among directions of what is written, be they as wide as one another."""
+    metadata = {"hook_name": "blocks.3.hook_mlp_in", "hook_name_out": "blocks.3.hook_mlp_out"}
+    for width in (8, 6):
+        config = SAEConfig(d_in=8, d_sae=9, k=2, d_out=width, apply_b_dec_to_input=False, metadata=metadata)
+        transcoder = SAE(config)
+        for call in (
+            lambda sae=transcoder: absorption_of_rows(sae, torch.ones(4, 8), "aabb"),
+            lambda sae=transcoder: absorption(sae, smollm2, Words(("cat",), (5,))),
+            lambda sae=transcoder: ask(sae, SuiteConfig(absorption=True)),
+        ):
+            with pytest.raises(InputError, match=r"reads blocks\.3\.hook_mlp_in and writes .*mlp_out: give an SAE"):
+                call()

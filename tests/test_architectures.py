@@ -567,6 +567,8 @@ def test_a_step_of_the_topk_family_waits_for_nothing_and_makes_nothing_dense(nam
     x, y, _ = raw_batch(kind, seed=0, n=n)
     with Watch(large=n * f) as watch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(state.adam, "step", lambda: None)  # on CPUs it reads its own step counter, on GPUs it does not
+        for made_of_numbers in ("tensor", "as_tensor"):  # their way from the host is waited for
+            patch.setattr(torch, made_of_numbers, lambda *_, **__: pytest.fail("a tensor of the host's numbers"))
         patch.setattr(_sparse_product, "CHUNK", n * f // 4)
         step(state, x, y)
         assert not watch.made

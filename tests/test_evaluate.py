@@ -649,8 +649,11 @@ def test_the_command_runs_everything_into_one_file(tmp_path, monkeypatch, capsys
     assert main([*common, "--against", str(tmp_path / "other"), "--force"]) == 0
     assert main([*common, "--probing", "colours"]) == 2
     assert "'colours' is no probing task: expected language" in capsys.readouterr().err
-    assert main([*common, "--absorption"]) == 2
+    assert "against" in Evaluation.load(tmp_path / "e.json").parts, "refused before anything ran"
+    assert main([*common, "--absorption", "--force"]) == 2
     assert "no token of a blank and 3 or more lower-case letters" in capsys.readouterr().err
+    kept = Evaluation.load(tmp_path / "e.json")
+    assert kept.explained_variance == found.explained_variance and not kept.parts, "what was finished is kept"
     planted.orthonormal_sae(48, 24, 8, hook_name="blocks.0.hook_resid_post").save(tmp_path / "sae")
     assert main([*common, "--site", "resid_post.1"]) == 2
     assert "insist (force=True, --force)" in capsys.readouterr().err

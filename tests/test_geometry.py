@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 
 import saes.geometry as geometry_module
 from interp.errors import InputError
+from interp.model import HookedModel
 from saes.geometry import Spread, expected_maximum, geometry, nearest, splitting
 from saes.sae import SAE, SAEConfig
+from saes.stability import match
+from saes.suite import SuiteConfig, fires_in, run_suite
+from saes.tensor_rows import TensorRows
+from tests.tiny_models import tiny
 
 
 def _rows(f: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -92,6 +97,37 @@ def test_geometry_of_an_sae():
         assert spread.over_05 == (dense.max(1) > 0.5).mean()
     config = SAEConfig(d_in=8, d_sae=30, k=2, d_out=8, apply_b_dec_to_input=False)
     assert geometry(SAE.of_weights(config, **weights)).alignment is None, "a transcoder's two spaces are not compared"
+
+
+def test_features_that_are_dead_count_in_nothing(tmp_path):
+    """Those alive are of an SAE whose dead ones would change every figure; told by the rows of a store, both ways."""
+    g = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(16, 16, generator=g))[0]
+    rows = torch.cat([basis[:10], basis[:10] + 0.1])  # the second ten repeat the first, and never fire
+    bias = torch.cat([torch.zeros(10), torch.full((10,), -100.0)])
+
+    def made(order):
+        weights = {"W_enc": rows[order].T, "b_enc": bias[order], "W_dec": rows[order], "b_dec": torch.zeros(16)}
+        config = SAEConfig(d_in=16, d_sae=20, architecture="standard", metadata={"hook_name": "resid_post.3"})
+        return SAE.of_weights(config, **weights)
+
+    sae, other = made(torch.arange(20)), made(torch.randperm(20, generator=g))
+    x = torch.rand(200, 10, generator=g) @ basis[:10]
+    alive = fires_in(TensorRows({"resid_post.3": x}), "resid_post.3")
+    assert alive(sae).tolist() == [True] * 10 + [False] * 10
+    whole, found = geometry(sae), geometry(sae, alive=alive(sae))
+    assert (whole.features, found.features) == (20, 10)
+    assert whole.decoder.median > 0.9 and found.decoder.most < 1e-5 and found.alignment.mean == pytest.approx(1)
+    assert found.chance == expected_maximum(16, 9)
+    other.save(tmp_path)
+    config, model = SuiteConfig(geometry=True, against=str(tmp_path)), HookedModel.wrap(tiny("llama"))
+    parts = run_suite(sae, model, config, "resid_post.3", alive=alive)
+    assert parts["geometry"] == found.to_json()
+    matching, splits = (parts["against"][name] for name in ("matching", "splitting"))
+    assert matching == match(rows[:10], rows[:10]).summary() | {"features": 10, "other_features": 10}
+    assert matching["share_over_09"] == 1 and (splits["one_child"], splits["narrow"], splits["wide"]) == (1, 10, 10)
+    everything = run_suite(sae, model, config, "resid_post.3")
+    assert everything["against"]["splitting"]["several_children"] == 1 and everything["geometry"] == whole.to_json()
 
 
 def test_bad_input():

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from interp.errors import InputError
-from saes.directions import directions
+from saes.directions import _indices, directions
 from saes.interop import load_sae
 from saes.sae import SAE
 from tests.sae_layouts import place
@@ -386,3 +386,18 @@ def test_features_that_do_not_exist_or_have_no_direction(tmp_path):
     with pytest.raises(InputError, match="feature 4 has a decoder row of zeros"):
         directions(sae, torch.tensor([3, 4]))
     assert directions(sae, [4], unit=False).shape == directions(sae, 3).shape == (1, 16)
+
+
+def test_features_are_named_by_whole_numbers_or_by_a_mask_of_all(tmp_path):
+    """A mask taken for numbers would name features 0 and 1, and half a feature the one below."""
+    sae = load_sae(place("sparsify/layers.15", tmp_path))
+    mask = torch.zeros(40, dtype=torch.bool)
+    mask[[3, 17]] = True
+    for given in (mask, mask.tolist(), torch.tensor([3, 17], dtype=torch.int32)):
+        assert torch.equal(directions(sae, given, unit=False), sae.W_dec.detach()[[3, 17]])
+    assert directions(sae, []).shape == directions(sae, ~mask & mask).shape == (0, 16)
+    with pytest.raises(InputError, match="a mask of features has 40 entries, one for each, got 39"):
+        directions(sae, mask[:39])
+    for wrong in (1.5, [1.0, 2.0], torch.tensor([1.0])):  # which the annotations forbid, but only these tests heed them
+        with pytest.raises(InputError, match=r"whole numbers from 0 to 39, or a mask of all, got torch\.float32"):
+            _indices(wrong, 40)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from interp.errors import InputError
 from interp.presets import PRESETS
+from saes.belongs import check_belongs
 from saes.interop import load_sae
 from saes.presets import SAE_PRESETS
 from tests.sae_layouts import expected, place
@@ -82,6 +83,22 @@ def test_the_preset_of_llama_scope(hub, tmp_path):
     assert {name.split("/", 2)[2] for name in hub.fetched()} == {"hyperparams.json", "checkpoints/final.safetensors"}
     assert sae.config.metadata["hook_name"] == "blocks.15.hook_resid_post" == str(LLAMA.site)
     assert sae.config.metadata["model_name"] == "meta-llama/Llama-3.1-8B" == PRESETS["llama-3.1-8b"].hub_id
+
+
+def test_a_preset_s_sae_is_read_on_the_model_it_was_trained_on_and_on_the_preset_s(hub, tmp_path):
+    """Its site is checked all the same, and it stays so when it is saved; loaded by the repository's name, it isn't."""
+    inside = "Llama3_1-8B-Base-L15R-32x"
+    hub.put(f"llama_scope/{inside}", "fnlp/Llama3_1-8B-Base-LXR-32x", inside, tmp_path / "a")
+    load_sae("llama-scope-l15r-32x").save(tmp_path / "saved")
+    for sae in (load_sae("llama-scope-l15r-32x"), load_sae(tmp_path / "saved")):
+        for name in ("llama-3.1-8b", LLAMA.model, "meta-llama/Llama-3.1-8B-Instruct", "models/Llama-3.1-8B-Instruct"):
+            check_belongs(sae, model=name, site=LLAMA.site)
+            with pytest.raises(InputError, match=r"for the site blocks\.15\.hook_resid_post, and is asked"):
+                check_belongs(sae, model=name, site="resid_post.14")
+        with pytest.raises(InputError, match=r"for the model meta-llama/Llama-3\.1-8B, and is asked to work on gemma"):
+            check_belongs(sae, model="gemma-2-9b-it")
+    with pytest.raises(InputError, match=r"for the model meta-llama/Llama-3\.1-8B, and is asked"):
+        check_belongs(load_sae(LLAMA.source), model=LLAMA.model)
 
 
 def test_presets_agree_with_those_of_the_models_and_with_sae_lens_registry():

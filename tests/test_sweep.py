@@ -14,6 +14,7 @@ from interp.model import HookedModel
 from interp.sealing import only_writer
 from interp.store import ActivationBatch, ActivationStore
 from interp.stream import ActivationStream
+from saes.memory import memory_of
 from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE
 from saes.sweep import Grid, Shared, estimate, load_grids, pareto, sweep
@@ -39,10 +40,11 @@ FILES = (CFG, "sae_weights.safetensors", "training/metrics.jsonl", "training/run
 
 
 class CountedRows(MemoryRows):
-    """Counts how often each batch is taken."""
+    """Counts how often each batch is taken, and does not say its width: it takes one batch to learn it."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
+        del self.manifest["row_shapes"]
         self.read: Counter[tuple[int, int, int]] = Counter()
 
     def batches(self, sites, size, *, seed, first=0, epoch=0):
@@ -389,9 +391,10 @@ def test_memory_is_stated_before_the_start(tmp_path):
     sweep(mixture(), Grid(k=(2, 3), base=config), tmp_path, site=SITE, show=False, announce=lines.append)
     assert len(lines) == 1 and lines[0].startswith("2 SAEs from one stream: ")
     parameters = 131_072 * (2 * 4096 + 1) + 4096
-    said = estimate([TrainConfig(d_sae=131_072)] * 3, Shape((4096,)), 4096)
-    assert f"{3 * 16 * parameters / 2**30:.2f} GiB for weights" in said
-    assert f"about {4 * 4096 * (4096 + 131_072) / 2**30:.2f} GiB for a step on 4,096 rows" in said
+    configs = [TrainConfig(d_sae=131_072, k=k, batch_size=4096) for k in (32, 64, 48)]
+    said, alone = estimate(configs, Shape((4096,)), 4096), memory_of(configs[1], Shape((4096,)).of(configs[1]))
+    assert f"3 SAEs from one stream: {3 * 12 * parameters / 2**30:.2f} GiB for weights" in said
+    assert f"about {(alone.peak - alone.held) / 2**30:.2f} GiB for a step on 4,096 rows" in said, "of the one of most k"
 
 
 def test_trackers_get_every_member(tmp_path):
@@ -411,14 +414,15 @@ def test_a_stream_taken_from_the_middle_of_its_head():
     from saes.fitting import TrainedSites, endless
 
     rows = mixture(200)
-    expected = [b.doc for b, _ in zip(endless(MemoryRows(rows.x), [SITE], 64, seed=0, first=0), range(9), strict=False)]
+    order = endless(MemoryRows(rows.x), [SITE], 64, seed=0, first=0)
+    expected = [b.position for b, _ in zip(order, range(9), strict=False)]
     for first, reads in ((0, range(9)), (2, range(9)), (3, range(9)), (5, [0, 1, 2, 5, 6, 7, 8])):
         rows.read.clear()
         with Shared(rows, TrainedSites.parse(SITE), 0, 64) as shared:
             starts: list[ActivationBatch] = []
             for n in (3, 1):
                 starts = [b for b, _ in zip(shared.batches([SITE], 64, seed=0), range(n), strict=False)]
-            assert torch.equal(starts[0].doc, expected[0])
-            found = [b.doc for b, _ in zip(shared.stream(first), range(9 - first), strict=False)]
+            assert torch.equal(starts[0].position, expected[0])
+            found = [b.position for b, _ in zip(shared.stream(first), range(9 - first), strict=False)]
         assert all(torch.equal(a, b) for a, b in zip(found, expected[first:], strict=True))
         assert rows.read.keys() >= {(0, *divmod(n, 4)) for n in reads} and max(rows.read.values()) == 1

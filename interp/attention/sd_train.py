@@ -30,6 +30,7 @@ from interp.errors import InputError
 from interp.heap import trimmed
 from interp.loop import Pace, train
 from interp.tensorfile import read_tensors, write_tensors
+from interp.to_device import to_device
 
 MODEL = "model.safetensors"
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -140,7 +141,7 @@ class Training:
 
     def step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Learn from one batch of windows."""
-        tokens, targets = (x.to(self.sums.device, non_blocking=True) for x in batch)
+        tokens, targets = (to_device(x, self.sums.device) for x in batch)
         logits = self.model(tokens, COMPUTE[self.config.compute])
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         self.optimizer.zero_grad(set_to_none=True)

@@ -30,6 +30,7 @@ from interp.sudoku.recipe import SudokuTraining
 from interp.sudoku.splitting import HELD_OUT, held_out
 from interp.sudoku.symmetry import apply, random_symmetries
 from interp.sudoku.traces import TraceSet, make_traces
+from interp.to_device import to_device
 
 _PUZZLES, _TRACES, _POOL, _AUGMENT, _TEST = range(5)  # which random numbers
 
@@ -46,12 +47,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """On a device; towards a GPU without waiting for it."""
-
-        def moved(x: Tensor) -> Tensor:
-            return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
-
-        rows = Rows(*(None if x is None else moved(x) for x in self.rows))  # type: ignore[arg-type]
-        return Batch(rows, moved(self.where), moved(self.targets), self.documents)
+        rows = Rows(*(None if x is None else to_device(x, device) for x in self.rows))  # type: ignore[arg-type]
+        return Batch(rows, to_device(self.where, device), to_device(self.targets, device), self.documents)
 
 
 def fresh_puzzles(rules: Rules, count: int, *, kind: Kind, unseen: bool, seed: int, workers: int = 1) -> PuzzleSet:

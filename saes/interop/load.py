@@ -8,6 +8,7 @@ The layout is told by the files present. Of a hub repository only the files a la
 them only with `trust_pickle`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, get_args
@@ -24,7 +25,7 @@ from saes.interop.goodfire import read as read_goodfire
 from saes.interop.llama_scope import read_llama_scope, read_llamascopium
 from saes.interop.saelens import read as read_saelens
 from saes.interop.sparsify import read as read_sparsify
-from saes.presets import SAE_PRESETS
+from saes.presets import SAE_PRESETS, USED_ON
 from saes.sae import SAE
 
 Layout = Literal[
@@ -73,13 +74,17 @@ def load_sae(
     """Read a trained SAE.
 
     `part` is a path inside `source`, for folders and repositories that hold several; a hub name may carry it behind a
-    colon. `revision` is a branch, tag or commit of a hub repository. A pickle is refused without `trust_pickle`.
+    colon. `revision` is a branch, tag or commit of a hub repository. A pickle is refused without `trust_pickle`. An SAE
+    loaded by a preset's name carries the model it is used on in its metadata, beside the one it was trained on.
     """
     if layout is not None and layout not in _READERS:
         raise InputError(f"layout is one of {', '.join(_READERS)}, got {layout!r}")
     origin = _origin(source, part, trust_pickle=trust_pickle, revision=revision)
     chosen = layout or _layout_of(origin)
-    return _READERS[chosen].read(origin).to(device)
+    sae = _READERS[chosen].read(origin).to(device)
+    if not Path(source).exists() and (preset := SAE_PRESETS.get(str(source))):
+        sae.config = dataclasses.replace(sae.config, metadata={**sae.config.metadata, USED_ON: preset.model})
+    return sae
 
 
 def _origin(source: str | Path, part: str | None, *, trust_pickle: bool, revision: str | None) -> Origin:

@@ -100,7 +100,7 @@ def given_sae(name: str, model: HookedModel, site: Site | None, *, force: bool =
             "reads: give one of a residual stream"
         )
     _check_width(name, sae.config.d_in, model.name, model.cfg.d_model)
-    check_belongs(sae, model=None if force else _belonging(model, preset))
+    check_belongs(sae, model=None if force else model)
     _check_site(name, sae, site)
     return sae
 
@@ -136,12 +136,6 @@ def _check_site(name: str, sae: SAE, site: Site | str | None) -> None:
             f"the SAE {name} was made for the site {own}, and is asked to work on {Site.parse(site)}. Leave the site "
             "out (--site), or give an SAE of that site"
         ) from error
-
-
-def _belonging(model: HookedModel, preset: SAEPreset | None) -> HookedModel | str | None:
-    """The model, unless a preset says that its SAE, trained on a base model, is meant for this one."""
-    used = model.preset is not None and preset is not None and model.preset.name == preset.model
-    return None if used else model
 
 
 @dataclass(frozen=True)
