@@ -54,20 +54,20 @@ class Entries(NamedTuple):
 
 def entries_above(
     sae: SAE,
-    x: Float[Tensor, "n d"],
+    read: Float[Tensor, "n d"],
     floor: Float[Tensor, " f"],
     *,
     dense: bool,
     compute: torch.dtype | None,
     team: Team = ALONE,
 ) -> Entries:
-    """The pre-activations above `floor` or, `dense`, all of them; gradients reach `x` and the encoder."""
-    centred, f = team.read(sae.centred(x)), sae.config.d_sae
+    """The pre-activations above `floor` or, `dense`, all of them; gradients reach what is `read` and the encoder."""
+    read, f = team.read(read), sae.config.d_sae
     if not dense:
-        return Entries(*threshold_encode(centred, sae.W_enc, sae.b_enc, floor, compute=compute), f)
+        return Entries(*threshold_encode(read, sae.W_enc, sae.b_enc, floor, compute=compute), f)
     if compute is not None:
-        return Entries(_Linear.apply(centred, sae.encoder, sae.b_enc, compute), None, None, f)
-    return Entries(functional.linear(centred, sae.encoder, sae.b_enc), None, None, f)
+        return Entries(_Linear.apply(read, sae.encoder, sae.b_enc, compute), None, None, f)
+    return Entries(functional.linear(read, sae.encoder, sae.b_enc), None, None, f)
 
 
 class _Linear(torch.autograd.Function):

@@ -92,15 +92,14 @@ def _centre(y: Float[Tensor, "n out"], b_dec: Start | str) -> Float[Tensor, " ou
 
 
 @torch.no_grad()
-def quantiles(sae: SAE, sample: Framed, *, l0: float, of: int) -> Float[Tensor, " f"]:
-    """Per feature, the pre-activation that it exceeds on a part l0 / `of` of the sample; `of`: all features."""
-    centred = sae.centred(sample.x[sample.kept > 0][:QUANTILE_ROWS])
-    n = len(centred)
+def quantiles(sae: SAE, read: Float[Tensor, "n d"], *, l0: float, of: int) -> Float[Tensor, " f"]:
+    """Per feature, the pre-activation that it exceeds on a part l0 / `of` of the rows `read`; `of`: all features."""
+    n = len(read)
     if l0 >= of:
         raise InputError(f"start_l0={l0} active features do not fit an SAE of {of} features")
     rank = min(n, max(1, n - math.floor(n * l0 / of)))
     found = [
-        torch.addmm(bias, centred, rows.T).kthvalue(rank, dim=0).values
+        torch.addmm(bias, read, rows.T).kthvalue(rank, dim=0).values
         for rows, bias in zip(sae.encoder.split(1024), sae.b_enc.split(1024), strict=True)
     ]
     return torch.cat(found)

@@ -119,7 +119,7 @@ def _standard(state: TrainState, batch: Framed) -> Outcome:
 def _entries(state: TrainState, batch: Framed, floor: Tensor) -> Entries:
     """The pre-activations above a floor, or all."""
     how = {"dense": state.dense, "compute": state.compute, "team": state.team}
-    return entries_above(state.sae, batch.x, floor, **how)
+    return entries_above(state.sae, state.read(batch.x), floor, **how)
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def _jumprelu(state: TrainState, batch: Framed) -> Outcome:
 def _pre_act(state: TrainState, batch: Framed, threshold: Tensor, norms: Tensor) -> Tensor:
     """How far dead features stay below their thresholds, in units of the activations' spread."""
     sae, dead = state.sae, state.dead
-    z = torch.addmm(sae.b_enc[dead], state.team.read(sae.centred(batch.x)), sae.encoder[dead].T)
+    z = torch.addmm(sae.b_enc[dead], state.team.read(state.read(batch.x)), sae.encoder[dead].T)
     short = (threshold[dead] - z).relu() * norms[dead]
     total = state.team.over_both((short.sum(1) * batch.kept).sum())
     return total / (counted(batch.kept, state.team) * state.frame.variance**0.5)
@@ -201,7 +201,7 @@ def _penalised(state: TrainState, batch: Framed, entries: Entries, values: Tenso
     whole = reconstruction(error, batch.kept, state.frame.variance, team=state.team)
     loss = whole + config.pressure(state.step, state.steps) * penalty
     none = whole.new_zeros(())
-    return _with_aux(state, Outcome(loss, whole, none, penalty, entries, values), sae.centred(batch.x), error)
+    return _with_aux(state, Outcome(loss, whole, none, penalty, entries, values), state.read(batch.x), error)
 
 
 def _target(state: TrainState, batch: Framed, *, frozen: bool = False) -> Tensor:
@@ -213,7 +213,7 @@ def _target(state: TrainState, batch: Framed, *, frozen: bool = False) -> Tensor
     return batch.y - bias if skip is None else batch.y - bias - batch.x.to(skip.dtype) @ skip.T
 
 
-def _with_aux(state: TrainState, outcome: Outcome, centred: Tensor, error: Tensor) -> Outcome:
+def _with_aux(state: TrainState, outcome: Outcome, x: Tensor, error: Tensor) -> Outcome:
     """With the auxiliary loss, where there are dead features to revive."""
     config, sae = state.config, state.sae
     assert config.aux_weight is not None and config.k_aux is not None
@@ -222,5 +222,5 @@ def _with_aux(state: TrainState, outcome: Outcome, centred: Tensor, error: Tenso
     weight = row_norms(sae.W_dec.detach(), sae.config.sources) if config.decoder_norm == "weighted" else None
     read = (sae.encoder, sae.b_enc, sae.W_dec)
     whole = {"n_dead": state.n_dead, "team": state.team}
-    aux = auxiliary(centred, error, state.dead, *read, k_aux=config.k_aux, weight=weight, **whole)
+    aux = auxiliary(x, error, state.dead, *read, k_aux=config.k_aux, weight=weight, **whole)
     return outcome._replace(loss=outcome.loss + config.aux_weight * aux, aux=aux)

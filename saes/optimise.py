@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saes.init import quantiles
+from saes.init import QUANTILE_ROWS, quantiles
 from saes.objectives import objective
 from saes.recipe import PENALISED
 from saes.state import TrainState as TrainState
@@ -36,11 +36,14 @@ class StepLog(NamedTuple):
     """Rows left out for their norm."""
 
 
+@torch.no_grad()
 def begin(state: TrainState, sample: Float[Tensor, "n d"], written: Float[Tensor, "n out"] | None = None) -> TrainState:
     """Set biases or thresholds from a sample of raw activations, if the recipe has `start_l0`."""
     if state.config.start_l0 is not None:
         wanted = {"l0": state.config.start_l0, "of": state.whole.d_sae}
-        state.begin_at(quantiles(state.sae, state.frame.scaled(sample, written), **wanted))
+        framed = state.frame.scaled(sample, written)
+        read = state.read(framed.x[framed.kept > 0][:QUANTILE_ROWS])
+        state.begin_at(quantiles(state.sae, read, **wanted))
     return state
 
 

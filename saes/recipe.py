@@ -37,7 +37,7 @@ _SPECIFIC: dict[str, tuple[tuple[str, ...], Any]] = {
     "k_anneal": (SELECTING, 0.1),
     "groups": (("matryoshka_batchtopk",), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)),
     "threshold_momentum": (BATCHED, 0.99),
-    "mean_read": (SELECTING, None),
+    "mean_read": ((*SELECTING, "jumprelu"), None),
     "sparsity": (PENALISED, {"jumprelu": 1.0, "standard": 0.1, "gated": 0.1}),
     "sparsity_warmup": (PENALISED, 0.1),
     "start_l0": (PENALISED, None),
@@ -145,9 +145,9 @@ class TrainConfig(Schedules):
     """Where the decoder's bias starts."""
     mean_read: float | None = None
     """Part of the decoder's bias, which is about the mean of the activations, that the encoder reads with them (topk
-    family): 0 is x - b_dec, 1 is x. By default 0.5, 0 in crosscoders; transcoders read x. Encoders learn quickly how to
-    answer what all rows share: fewer features die, and a threshold then holds for rows of several times the usual norm,
-    which else fire thousands of features. At 1 many die."""
+    family, jumprelu): 0 is x - b_dec, 1 is x. By default 0.5, 0 in crosscoders; transcoders read x. Encoders learn
+    quickly how to answer what all rows share: fewer features die, and a threshold then holds for rows of several times
+    the usual norm, which else fire thousands of features. At 1 many die."""
     decoder_norm: DecoderNorm | None = None
     """`unit`: rows of norm 1 throughout; `weighted`: free rows, their norm counted in selection and penalty and folded
     away at the end; `free`: free rows, norm counted in the penalty only. By default `weighted` in the topk family and
@@ -219,6 +219,7 @@ class TrainConfig(Schedules):
                 values[name] = default[self.architecture] if isinstance(default, dict) else default
         if self.architecture in SELECTING:
             values["k_start"] = self.k_start or self.k
+        if uses("mean_read", self.architecture):
             values["mean_read"] = None if shape.is_transcoder else self._mean_read(shape.sources)
         if self.architecture == "jumprelu":
             penalty, root = values.get("penalty", self.penalty), math.sqrt(shape.d_in)
@@ -258,7 +259,7 @@ class TrainConfig(Schedules):
         return {"decoder_norm": norm, "decoder_init_norm": first}
 
     def _mean_read(self, sources: tuple[int, ...]) -> float:
-        usual = 0.5 if self.architecture in SELECTING and not sources else 0.0
+        usual = 0.5 if uses("mean_read", self.architecture) and not sources else 0.0
         return usual if self.mean_read is None else self.mean_read
 
     def shape(self, d_in: int, *, d_out: int | None = None, sources: tuple[int, ...] = ()) -> SAEConfig:

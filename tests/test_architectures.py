@@ -43,6 +43,7 @@ from tests.sae_cases import (
 from tests.sae_rows import Sites
 
 EXACT = {"rtol": 1e-10, "atol": 1e-11}
+READING = [*SELECTING, "jump-step", "jump-target", "jump-tanh"]
 FORMS = [(name, form) for name in ARCHITECTURES for form in (["rank"] if name in SELECTING else ["sparse", "dense"])]
 every_form = pytest.mark.parametrize(("name", "form"), FORMS, ids=[f"{name}-{form}" for name, form in FORMS])
 every_name = pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -100,7 +101,7 @@ def test_loss_and_gradients_are_those_of_plain_autograd(name, form, kind, decode
 
 
 @pytest.mark.parametrize("kind", ["sae", "crosscoder"])
-@pytest.mark.parametrize("name", SELECTING)
+@pytest.mark.parametrize("name", READING)
 def test_loss_and_gradients_with_a_part_of_the_bias_in_the_input(name, kind):
     for part in (0.0, 0.25, 1.0):
         state = training(name, kind, mean_read=part, dead=(3, 7))
@@ -108,15 +109,15 @@ def test_loss_and_gradients_with_a_part_of_the_bias_in_the_input(name, kind):
         agree(state, batch_for(kind, massive=(4,)))
 
 
-def test_only_those_that_select_read_the_mean():
+def test_which_architectures_read_the_mean():
     """What `mean_read` is by default, and of whom it is no setting."""
     reading = {name: setting_of(training(name)).centred for name in ARCHITECTURES}
-    assert {name for name, centred in reading.items() if centred != 1} == {"topk", "batchtopk", "matryoshka"}
+    assert {name for name, centred in reading.items() if centred != 1} == set(READING)
     assert setting_of(training("batchtopk", "crosscoder")).centred == 1
     with pytest.raises(InputError, match=r"mean_read=0\.3 was given for a transcoder.*Leave it out"):
         training("topk", "transcoder", mean_read=0.3)
-    with pytest.raises(InputError, match=r"mean_read=0\.3 was given, but it is a setting of topk, batchtopk"):
-        TrainConfig(architecture="jumprelu", mean_read=0.3)
+    with pytest.raises(InputError, match=r"mean_read=0\.3 was given, but .* topk, .*jumprelu; training gated"):
+        TrainConfig(architecture="gated", mean_read=0.3)
 
 
 def test_a_wrong_reference_would_be_noticed():

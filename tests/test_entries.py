@@ -21,7 +21,7 @@ def test_dense_and_sparse_entries_send_the_same_gradients(compute):
             for parameter in sae.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=g))
         x, target = torch.randn(40, d, generator=g), torch.randn(40, d, generator=g)
-        entries = entries_above(sae, x, torch.zeros(f), dense=dense, compute=compute)
+        entries = entries_above(sae, sae.centred(x), torch.zeros(f), dense=dense, compute=compute)
         assert (entries.indices is None) == dense
         (entries.decode(entries.pre.relu(), sae.W_dec) - target).square().mean().backward()
         found.append({name: parameter.grad for name, parameter in sae.named_parameters()})

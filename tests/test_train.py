@@ -227,7 +227,7 @@ def test_the_start_is_tied_unit_and_centred():
     assert not start(config, sample, b_dec="zeros", seed=4).b_dec.any()
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
 @pytest.mark.parametrize("part", [0.25, 1.0])
 def test_reading_a_part_of_the_mean_changes_neither_the_first_activations_nor_the_result_it_is_saved_as(
     part, architecture
@@ -246,7 +246,7 @@ def test_reading_a_part_of_the_mean_changes_neither_the_first_activations_nor_th
     z = state.read(sample.x) @ reading.W_enc + reading.b_enc
     torch.testing.assert_close(z, centred.centred(sample.x) @ centred.W_enc, atol=1e-4, rtol=1e-4)
     with torch.no_grad():  # as after some steps
-        for parameter in reading.parameters():
+        for parameter in state.parameters.values():
             parameter.add_(0.1 * torch.randn_like(parameter))
         reading.W_dec.div_(reading.W_dec.norm(dim=1, keepdim=True))
     z = state.read(sample.x) @ reading.W_enc + reading.b_enc
@@ -257,6 +257,8 @@ def test_reading_a_part_of_the_mean_changes_neither_the_first_activations_nor_th
     kept = z.relu()
     if architecture == "batchtopk":
         expected = torch.where(z > state.memory["threshold"], z, 0)
+    elif architecture == "jumprelu":
+        expected = torch.where(z > state.log_threshold.exp(), z, 0)
     else:
         top = kept.topk(3, dim=1)
         expected = torch.zeros_like(z).scatter(1, top.indices, top.values)
