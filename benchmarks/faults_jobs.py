@@ -61,6 +61,7 @@ class Jobs:
         from tests.tiny_folder import tiny_folder
         from tests.toy_store import ToyModel, token_file
 
+        unshared_progress()
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
         tiny_folder(root, lengths=(30, 40))
@@ -147,6 +148,14 @@ class Jobs:
     def units(self) -> list[str]:
         """What was done, in order, since the log was last emptied."""
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+def unshared_progress() -> None:
+    """Give every process locks of its own for its bars: one killed while it drew would stop all others for good."""
+    from tqdm.std import TqdmDefaultWriteLock, tqdm
+
+    TqdmDefaultWriteLock.mp_lock = None
+    tqdm.monitor_interval = 0  # its thread could hold a lock at a fork
 
 
 def record_units(log: Path) -> None:

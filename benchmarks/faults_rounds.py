@@ -12,7 +12,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -101,12 +100,9 @@ def _wait(child: int, seconds: float) -> int | None:
 
 
 def _child(act: Callable[[], object], told: Path, shown: Path, space: int | None) -> None:
-    from tqdm import tqdm
-
     from interp.errors import InputError
 
     code = 1
-    tqdm.set_lock(threading.RLock())  # its own is shared by all forks, and a kill could leave it taken for good
     try:
         os.dup2(os.open(shown, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
         if space is not None:

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -49,12 +51,31 @@ def planted(home: Path) -> dict[str, list[str]]:
     return found
 
 
+def after_a_kill_in_a_bar(home: Path) -> str:
+    """How a run ends after another process was killed while it held the lock of its progress bar."""
+    from benchmarks.faults_jobs import Jobs
+    from benchmarks.faults_rounds import Course, attempt
+    from interp.progress import bar
+
+    def drawing() -> None:
+        with bar(1, "drawing") as shown:
+            shown.get_lock().acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    jobs = Jobs(home / "jobs")
+    train = Course(jobs, jobs.named("train"), home, 0)
+    assert attempt(drawing, home).how == "killed"
+    train.fresh()
+    return train.run().how
+
+
 def main(home: Path) -> None:
     run_preloaded(__file__)
     from benchmarks.faults import KINDS, rows_of
 
     rows = [vars(row) for row in rows_of(list(KINDS), ["extract", "train"], 2, 1, home / "faults")]
-    (home / "found.json").write_text(json.dumps({"rows": rows, "planted": planted(home / "planted")}))
+    found = {"rows": rows, "planted": planted(home / "planted"), "bar": after_a_kill_in_a_bar(home / "bar")}
+    (home / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

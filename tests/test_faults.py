@@ -42,6 +42,12 @@ def test_planted_mistakes_are_found(found):
 
 
 @linux_with_compiler
+def test_a_process_killed_while_it_drew_a_bar_stops_no_other(found):
+    """tqdm's own lock is one for all forks."""
+    assert found["bar"] == "done"
+
+
+@linux_with_compiler
 @pytest.mark.slow
 def test_the_pipeline_too(tmp_path):
     """Sweep, discovery and report, by the script itself."""
