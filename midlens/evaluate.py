@@ -95,7 +95,8 @@ class Evaluate(PlacingConfig, Planned):
         say(found.text())
         if self.out is not None:  # kept, should what follows fail or be interrupted
             found.save(self.out)
-        alive = fires_in(store, site, site_out=self.site_out, force=self.force)
+        count, fires = fires_in(store, site, site_out=self.site_out, force=self.force), found.densities > 0
+        alive = lambda one: fires if one is sae else count(one)  # noqa: E731
         parts = run_suite(sae, model, asked, site, alive=alive, force=self.force, show=None)
         found = dataclasses.replace(found, parts=dict(found.parts) | parts)
         if parts:

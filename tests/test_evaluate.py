@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import saes.suite
 from interp.batching import batches
 from interp.errors import InputError
 from interp.model import HookedModel, Where
@@ -629,7 +630,15 @@ def test_the_command_runs_everything_into_one_file(tmp_path, monkeypatch, capsys
     common = ["evaluate", "--sae", str(tmp_path / "sae"), "--store", str(tmp_path / "store")]
     common += ["--tokens", str(tmp_path / "tokens"), "--out", str(tmp_path / "e.json")]
     more = ["--probing", str(tmp_path / "mine.jsonl"), "--geometry", "--against", str(tmp_path / "other")]
+    widths, measure = [], saes.suite.measure_rows
+
+    def counted(sae, *arguments, **options):
+        widths.append(sae.config.d_sae)
+        return measure(sae, *arguments, **options)
+
+    monkeypatch.setattr(saes.suite, "measure_rows", counted)
     assert main([*common, *more]) == 0
+    assert widths == [32], "what fires of the SAE itself is known from its evaluation"
     shown = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[:-1])
     found = Evaluation.load(tmp_path / "e.json")
     assert set(found.parts) == {"probing", "geometry", "against"}
