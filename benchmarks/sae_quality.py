@@ -121,7 +121,7 @@ class Comparison:
         """Train and measure one SAE (ours without an `attempt`), unless that is done."""
         d, steps = math.prod(self.train.manifest["row_shapes"][str(self.site)]), config.steps(len(self.train))
         width = config.width(d)
-        filled = dataclasses.asdict(config.filled(config.shape(d))) | {"lr": config.lr or config.usual_rate(width)}
+        filled = dataclasses.asdict(config.filled(config.shape(d)))
         settings = filled if attempt is None else attempt.describe(config, steps, d)
         settings = json.loads(json.dumps(settings))
         trainer, variant = (OURS, "defaults") if attempt is None else (RIVAL, attempt.name)

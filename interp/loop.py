@@ -2,7 +2,7 @@
 
     folder/run.json                     the settings; a run is only continued under the same ones
     folder/metrics.jsonl                one line per `log_every` steps; no clock in it, so equal runs write equal bytes
-    folder/checkpoints/step-0000050.safetensors    state after 50 steps, with its small facts in the file's header
+    folder/checkpoints/step-0000050.safetensors    state after 50 steps, and of which run, in the file's header
 
 A run is a function of (settings, seed, step): `train` asks for the batches from step s on, and after a kill it
 continues from the newest whole checkpoint as if nothing had happened; metrics written after that checkpoint are cut
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.progress import bar
-from interp.sealing import NOT_JSON, differences, disk_error, read_json, sync, write_json
+from interp.sealing import NOT_JSON, differences, digest, disk_error, read_json, sync, write_json
 from interp.tensorfile import read_tensors, write_tensors
 from interp.trackers import Guarded, Tracker
 
@@ -203,9 +203,15 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> N
     """Write the state after `step` steps, then drop all but the last two checkpoints."""
     home = folder / "checkpoints"
     home.mkdir(exist_ok=True)
-    write_tensors(home / f"step-{step:09d}.safetensors", tensors, {"step": step})
+    write_tensors(home / f"step-{step:09d}.safetensors", tensors, {"step": step, "run": _run(folder)})
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink()
+
+
+def _run(folder: Path) -> str | None:
+    """What tells the run in a folder from others, as its checkpoints name it; None where none was begun."""
+    settings = folder / "run.json"
+    return digest(read_json(settings, "training run")) if settings.exists() else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -226,6 +232,8 @@ def _resume(trainee: Trainee[Any], folder: Path) -> int:
         raise InputError(f"{error}; delete it{older}") from None
     if not isinstance(facts, dict) or type(facts.get("step")) is not int or facts["step"] < 0:
         raise InputError(f"{found[-1]} is no checkpoint: its header names no step; delete it{older}")
+    if facts.get("run") != _run(folder):
+        raise InputError(f"{found[-1]} is of another run than {folder / 'run.json'} describes; delete it{older}")
     trainee.restore(tensors)
     return facts["step"]
 

@@ -11,11 +11,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +70,17 @@ def write_sealed(path: Path, content: bytes | str) -> None:
     except OSError as error:
         discard(partial)
         raise disk_error(error, path.parent, needed=len(whole)) from error
+
+
+def finite(value: Any) -> Any:
+    """Values with null for NaN and the infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(item) for item in value]
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.sealing import read_json, write_sealed
+from interp.sealing import finite, read_json, write_sealed
 
 _DERIVED = (
     "fvu", "alive", "density_over_1pct", "density_over_10pct",
@@ -113,9 +113,9 @@ class Evaluation:
         return as_lines(self.scalars())
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON."""
+        """Write it as JSON, null where a number is NaN."""
         content = self.scalars() | {"densities": self.densities.tolist(), "parts": dict(self.parts)}
-        write_sealed(Path(path), json.dumps(content) + "\n")
+        write_sealed(Path(path), json.dumps(finite(content), allow_nan=False) + "\n")
         return Path(path)
 
     @classmethod
@@ -131,7 +131,7 @@ class Evaluation:
             )
         kept = {name: value for name, value in found.items() if name not in _DERIVED}
         for name, kind in ((one.name, one.type) for one in fields(cls) if one.name in _measured()):
-            value = kept[name]
+            value = math.nan if kept[name] is None and kind is float else kept[name]
             if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
                 raise InputError(f"{path} is damaged: {name} is {value!r:.40}; evaluate the SAE again")
             kept[name] = value if kind is int else float(value)

@@ -37,6 +37,7 @@ from saes.recipe import BATCHED, TrainConfig
 from saes.sae import CFG, SAE
 from saes.team import ALONE, Team
 from saes.team_files import TeamFiles, own_features
+from saes.widths import Shape
 
 
 @runtime_checkable
@@ -153,7 +154,7 @@ class Fitting:
         written, y = (scalings.pop(), sample.pop()) if self.sites.written is not None else (None, None)
         read = widths[: len(sample)]
         frame = Frame(tuple(scalings), read, written)
-        shape = config.shape(sum(read), d_out=None if y is None else y.shape[1], sources=read if len(read) > 1 else ())
+        shape = Shape(read, None if y is None else y.shape[1]).of(config)
         x = torch.cat(sample, dim=1)
         filled = config.filled(shape)
         norm, part = filled.decoder_init_norm, filled.mean_read or 0.0
@@ -194,11 +195,15 @@ class Fitting:
 
 
 def settings(rows: Rows, config: TrainConfig, sites: TrainedSites) -> dict[str, Any]:
-    """Everything that decides the result of a run."""
+    """Everything that decides the result of a run, defaults put in: these may be others in another version.
+
+    They depend on widths, so they are missing where the manifest of the rows does not state these."""
+    shape = Shape.stated(rows.manifest, *sites)
+    recipe = config if shape is None else config.filled(shape.of(config))
     written = {} if sites.written is None else {"site_out": str(sites.written)}
     read = [str(site) for site in sites.read]
     site = read[0] if len(read) == 1 else read
-    return {**dataclasses.asdict(config), "site": site, **written, "store": digest(rows.manifest)}
+    return {**dataclasses.asdict(recipe), "site": site, **written, "store": digest(rows.manifest)}
 
 
 def is_finished(path: Path) -> bool:

@@ -107,6 +107,8 @@ def geometry(sae: SAE, *, alive: Bool[Tensor, " f"] | None = None) -> Geometry:
     """The directions of one SAE; with `alive`, of those features alone: dead ones lie about where they started."""
     W_enc, W_dec = sae.encoder, sae.W_dec
     if alive is not None:
+        if (n := int(alive.sum())) < 2:
+            raise InputError(f"{n} of the SAE's {len(alive)} features fire on these rows, and directions are compared")
         W_enc, W_dec = W_enc[alive.to(W_enc.device)], W_dec[alive.to(W_dec.device)]
     same = not sae.config.is_transcoder
     return Geometry(

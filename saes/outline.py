@@ -26,8 +26,9 @@ from saes.bench_run import BenchConfig
 from saes.discover import SIDES, DiscoverConfig
 from saes.memory import memory_of
 from saes.recipe import PENALISED, TrainConfig
-from saes.sweep import Shape, estimate
+from saes.sweep import estimate
 from saes.sweep_config import Members, named
+from saes.widths import Shape
 
 BASIS = "at half the rate of products of this shape, measured here for a moment"
 

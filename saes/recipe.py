@@ -191,6 +191,8 @@ class TrainConfig(Schedules):
                 raise InputError(f"{name} must not be negative, got {value}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas are two parts, at least 0 and below 1, got {self.betas}")
+        if self.p_start == 1:
+            raise InputError("p_start=1.0 leaves no steps to p-annealing, which follows this part of the run; lower it")
         if self.p_end is not None and self.p_end > 1:
             raise InputError(f"p_end, the penalty's last exponent, lies above 0 and is at most 1, got {self.p_end}")
         if self.groups is not None and not (self.groups and min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
@@ -239,6 +241,7 @@ class TrainConfig(Schedules):
             revives = self.architecture in SELECTING or values.get("penalty", self.penalty) == "target"
             values["aux_weight"] = 0.2 if revives else 0.0
         values |= self._decoder(shape)
+        values["lr"] = self.lr or self.usual_rate(shape.d_sae)
         values["k_aux"] = self.k_aux or max(1, shape.d_in // 2)
         return dataclasses.replace(self, **values)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.errors import InputError
@@ -126,15 +126,20 @@ def compare(
     other_alive: Bool[Tensor, " g"] | None = None,
 ) -> dict[str, Any]:
     """Matching of two dictionaries, and the splits of the narrower in the wider; of the features alive, if told."""
-    own, its = (
-        one.W_dec if counts is None else one.W_dec[counts.to(one.W_dec.device)]
-        for one, counts in ((sae, alive), (other, other_alive))
-    )
+    own, its = _counted(sae, alive, "the SAE's"), _counted(other, other_alive, "the other SAE's")
     narrow, wide = sorted((own, its), key=len)
     return {
         "matching": match(own, its).summary() | {"features": len(own), "other_features": len(its)},
         "splitting": splitting(narrow, wide).summary() | {"narrow": len(narrow), "wide": len(wide)},
     }
+
+
+def _counted(sae: SAE, alive: Bool[Tensor, " f"] | None, whose: str) -> Float[Tensor, "g d"]:
+    if alive is None:
+        return sae.W_dec
+    if not alive.any():
+        raise InputError(f"none of {whose} {len(alive)} features fires on these rows, so none can be matched")
+    return sae.W_dec[alive.to(sae.W_dec.device)]
 
 
 def tasks_of(name: str) -> list[LabelledTexts]:

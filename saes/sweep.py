@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +38,13 @@ from saes.memory import memory_of
 from saes.recipe import TrainConfig
 from saes.row_quality import Stored
 from saes.sweep_config import Grid as Grid
-from saes.sweep_config import Members, Shape, configs_of, named
+from saes.sweep_config import Members, configs_of, named
 from saes.sweep_config import load_grids as load_grids
 from saes.sweep_measure import Measure
 from saes.sweep_summary import Summary
 from saes.sweep_summary import pareto as pareto
 from saes.train import DIVERGED, damage
+from saes.widths import Shape
 
 _log = logging.getLogger(__name__)
 
@@ -170,13 +170,10 @@ class Shared:
 
     def shape(self) -> Shape:
         """Widths of the sites: from the manifest if it says them, else from the first batch."""
-        known = self.manifest.get("row_shapes", {})
-        if all(str(site) in known for site in self.sites.all):
-            widths = [math.prod(known[str(site)]) for site in self.sites.all]
-        else:
-            widths = [
-                x.shape[1] for x in self.sites.matrices(next(self.batches(self.sites.all, self.size, seed=self.seed)))
-            ]
+        if (stated := Shape.stated(self.manifest, *self.sites)) is not None:
+            return stated
+        matrices = self.sites.matrices(next(self.batches(self.sites.all, self.size, seed=self.seed)))
+        widths = [x.shape[1] for x in matrices]
         written = widths.pop() if self.sites.written is not None else None
         return Shape(tuple(widths), written)
 

@@ -16,7 +16,6 @@ from typing import Any, get_args
 
 from interp.errors import InputError
 from interp.sealing import digest, read_json
-from saes.config import SAEConfig
 from saes.recipe import TrainConfig, Training, uses
 
 _SETTINGS = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
@@ -133,18 +132,6 @@ def named(members: Members) -> dict[str, TrainConfig]:
         if name in (FILE, PAGE):
             raise InputError(f"no member can be called {name!r}: the sweep has a file of this name in its folder")
     return dict(members)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Widths of what is read and, for transcoders, of what is written."""
-
-    read: tuple[int, ...]
-    written: int | None = None
-
-    def of(self, config: TrainConfig) -> SAEConfig:
-        """The SAE that a recipe makes of them."""
-        return config.shape(sum(self.read), d_out=self.written, sources=self.read if len(self.read) > 1 else ())
 
 
 def _name(config: TrainConfig) -> str:

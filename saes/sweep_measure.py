@@ -21,7 +21,7 @@ from saes.evaluate import combine, measure_losses
 from saes.fitting import Rows, TrainedSites
 from saes.row_quality import Stored, measure_rows, thresholds_of
 from saes.sae import SAE
-from saes.sweep_config import Shape
+from saes.widths import Shape
 
 
 class Measure:

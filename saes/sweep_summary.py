@@ -85,7 +85,7 @@ class Summary:
         return summary
 
     def add(self, name: str, config: TrainConfig, shape: SAEConfig) -> None:
-        """Take in a member that is about to be trained, or was before."""
+        """Take in a member that is about to be trained, or was before: figures stay those of the SAE in its folder."""
         record = {
             "architecture": config.architecture,
             "d_sae": shape.d_sae,
@@ -96,7 +96,9 @@ class Summary:
             "held_out": None,
             "measured": None,
         }
-        self.records.setdefault(name, record)
+        old = self.records.get(name, record)
+        known = old["config"] == record["config"] and (is_finished(self.path / name) or old["status"] == "diverged")
+        self.records[name] = old if known else record
 
     def has_diverged(self, name: str) -> bool:
         """Whether training it again would diverge again."""

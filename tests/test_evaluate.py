@@ -349,6 +349,24 @@ def test_record_survives_the_disk(tmp_path):
     assert "densities" not in record.scalars() and record.scalars()["n_tokens"] == 7
 
 
+def test_a_record_of_numbers_that_are_not_there_is_json_all_the_same(tmp_path):
+    """Of a crosscoder, which no model was run for: null in the file, where JSON has no NaN, and NaN again when read."""
+    parts = {"against": {"mean_paired_cosine": math.nan, "pairs": [1, math.inf]}}
+    path = _record(delta_ce=math.nan, ce_clean=math.nan, parts=parts).save(tmp_path / "evaluation.json")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert content["delta_ce"] is None
+    assert content["parts"] == {"against": {"mean_paired_cosine": None, "pairs": [1, None]}}
+    found = Evaluation.load(path)
+    assert math.isnan(found.delta_ce) and math.isnan(found.ce_clean) and found.kl == _record().kl
+    path.write_text(path.read_text().replace('"n_tokens": 7', '"n_tokens": null'))
+    with pytest.raises(InputError, match="n_tokens is None; evaluate the SAE again"):
+        Evaluation.load(path)
+
+
 def test_record_as_text():
     lines = dict(line.split() for line in _record(n_tokens=12345, kl=1 / 3).text().splitlines())
     assert lines["n_tokens"] == "12,345" and lines["kl"] == "0.333333" and len(lines) == len(_record().scalars())

@@ -12,7 +12,7 @@ from interp.model import HookedModel
 from saes.geometry import Spread, expected_maximum, geometry, nearest, splitting
 from saes.sae import SAE, SAEConfig
 from saes.stability import match
-from saes.suite import SuiteConfig, fires_in, run_suite
+from saes.suite import SuiteConfig, compare, fires_in, run_suite
 from saes.tensor_rows import TensorRows
 from tests.tiny_models import tiny
 
@@ -126,6 +126,12 @@ def test_features_that_are_dead_count_in_nothing(tmp_path):
     matching, splits = (parts["against"][name] for name in ("matching", "splitting"))
     assert matching == match(rows[:10], rows[:10]).summary() | {"features": 10, "other_features": 10}
     assert matching["share_over_09"] == 1 and (splits["one_child"], splits["narrow"], splits["wide"]) == (1, 10, 10)
+    few = torch.zeros(20, dtype=torch.bool).index_fill_(0, torch.tensor([3]), True)
+    with pytest.raises(InputError, match="1 of the SAE's 20 features fire on these rows, and directions are compared"):
+        geometry(sae, alive=few)
+    for own, its, whose in ((few, few & False, "the other SAE's"), (few & False, few & False, "the SAE's")):
+        with pytest.raises(InputError, match=f"none of {whose} 20 features fires on these rows"):
+            compare(sae, other, own, its)
     everything = run_suite(sae, model, config, "resid_post.3")
     assert everything["against"]["splitting"]["several_children"] == 1 and everything["geometry"] == whole.to_json()
 

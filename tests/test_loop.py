@@ -249,3 +249,18 @@ def test_a_full_disk_under_metrics_and_json_says_so_too(tmp_path):
     assert names(tmp_path) == [] and not list(tmp_path.glob(".*"))
     Metrics(tmp_path / "metrics.jsonl", after=2).write({"step": 2})
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path):
+    """Copied in, newer than the run's own: without it the run goes on from what is its own, to the same end."""
+    whole = run(tmp_path / "whole", Counter())
+    run(tmp_path / "other", Counter(), steps=96, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Counter(die_at=50))
+    foreign = tmp_path / "cut/checkpoints/step-000000096.safetensors"
+    foreign.write_bytes((tmp_path / "other/checkpoints" / foreign.name).read_bytes())
+    expected = r"step-000000096\S+ is of another run than \S+run\.json describes; delete it to continue from step-0+48"
+    with pytest.raises(InputError, match=expected):
+        run(tmp_path / "cut", Counter())
+    foreign.unlink()
+    assert torch.equal(run(tmp_path / "cut", Counter()).value, whole.value)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from saes.memory import memory_of
 from saes.recipe import TrainConfig
 from saes.sae import CFG, SAE
 from saes.sweep import Grid, Shared, estimate, load_grids, pareto, sweep
-from saes.sweep_config import Shape, named
+from saes.sweep_config import named
 from saes.sweep_summary import Summary
 from saes.train import fit
+from saes.widths import Shape
 from tests import planted
 from tests.killing import begin, kill_where_it_waits
 from tests.rows import SITE, MemoryRows, sparse_mixture
@@ -223,6 +225,24 @@ def test_held_out_figures_are_those_of_the_evaluation(tmp_path):
         pareto(tmp_path / "sweep", "delta_ce")
     with pytest.raises(InputError, match=r"holds a sweep with another store .*planted"):
         sweep(held_out, grid, tmp_path / "sweep", **options)
+
+
+def test_a_member_trained_anew_is_measured_anew(tmp_path):
+    """Its folder deleted, the same recipe leads to another SAE where defaults are others by now."""
+    x = sparse_mixture(600)[0]
+    tokens = planted.token_file(tmp_path / "tokens", [30] * 10)
+    place = torch.arange(300) // 30, torch.arange(300) % 30
+    rows = planted.store(tmp_path / "train", tokens, x[:300], *place)
+    held_out = planted.store(tmp_path / "held-out", tokens, x[300:], *place)
+    grid = {"jump": TrainConfig(**SMALL, architecture="jumprelu"), "topk": TrainConfig(**SMALL)}
+    options = {"site": planted.SITE, "evaluate_on": held_out, "show": False}
+    with pytest.MonkeyPatch.context() as before:
+        before.setattr(TrainConfig, "_mean_read", lambda self, _: 0.0 if self.architecture == "jumprelu" else 0.5)
+        first = sweep(rows, grid, tmp_path / "sweep", **options).figures()
+    shutil.rmtree(tmp_path / "sweep" / "jump")
+    found = sweep(rows, grid, tmp_path / "sweep", **options).figures()
+    assert found == sweep(rows, grid, tmp_path / "fresh", **options).figures()
+    assert found["topk"] == first["topk"] and found["jump"]["explained_variance"] != first["jump"]["explained_variance"]
 
 
 def test_held_out_rows_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path):

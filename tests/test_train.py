@@ -1,5 +1,6 @@
 """SAE training: the step against plain autograd, the start, the fold, resume after SIGKILL, bad input."""
 
+import contextlib
 import json
 import math
 
@@ -17,6 +18,7 @@ from interp.loop import checkpoints
 from interp.sealing import only_writer
 from interp.tensorfile import read_tensors
 from midlens.train import Train
+from saes import fitting
 from saes.finish import finished
 from saes.frame import Frame, Scaling, measure
 from saes.init import geometric_median, start
@@ -305,7 +307,7 @@ def test_a_finished_run_is_returned_without_training(tmp_path):
     rows.batches = batches
     again = fit(rows, TrainConfig(**SMALL, epochs=1), tmp_path, site=SITE)
     assert torch.equal(first.W_dec, again.W_dec)
-    with pytest.raises(InputError, match=r"other settings \(k: 3 there, 4 asked for\)"):
+    with pytest.raises(InputError, match=r"other settings \(k: 3 there, 4 asked for; k_start: 3 there"):
         fit(rows, TrainConfig(**{**SMALL, "k": 4}, epochs=1), tmp_path, site=SITE)
 
 
@@ -349,6 +351,28 @@ def test_a_hundred_steps_equal_fifty_killed_resumed(training, tmp_path):
     assert json.loads((whole / "sae/training/metrics.jsonl").read_text().splitlines()[-1])["step"] == 100
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_begun_under_other_defaults_is_not_continued_under_these(tmp_path, monkeypatch, finished):
+    """A later version may fill in otherwise what was left open: neither resumed nor taken for what was asked for."""
+    rows, config = MemoryRows(sparse_mixture(200)[0]), TrainConfig(**SMALL, architecture="jumprelu", epochs=20)
+    with monkeypatch.context() as before:
+        before.setattr(TrainConfig, "_mean_read", lambda *_: 0.0)
+        if not finished:
+            before.setattr(fitting.Fitting, "finish", _stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(rows, config, tmp_path, site=SITE)
+    held = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"with other settings \(mean_read: 0\.0 there, 0\.5 asked for\)"):
+        fit(rows, config, tmp_path, site=SITE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == held
+    asked = TrainConfig(**SMALL, architecture="jumprelu", epochs=20, mean_read=0.0)
+    assert fit(rows, asked, tmp_path, site=SITE).config.metadata["midlens_training"]["recipe"]["mean_read"] == 0
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_nan_activations_are_named_and_the_checkpoint_is_whole(tmp_path):
     x = sparse_mixture(700)[0]
     config = TrainConfig(**SMALL, tokens=6400, sample=64)
@@ -371,7 +395,7 @@ def test_nan_activations_are_named_and_the_checkpoint_is_whole(tmp_path):
         fit(rows, config, tmp_path, site=SITE)
     (held,) = checkpoints(tmp_path / "training")
     tensors, facts = read_tensors(held, "checkpoint")
-    assert facts == {"step": 20} and all(t.isfinite().all() for t in tensors.values())
+    assert facts["step"] == 20 and all(t.isfinite().all() for t in tensors.values())
 
 
 def test_a_run_that_diverges_is_told_apart_from_bad_activations(tmp_path):
@@ -459,6 +483,7 @@ def test_k_larger_than_the_width_is_refused(tmp_path):
         ({"betas": (0.9,)}, r"betas is 2 numbers, got \(0.9,\)"),
         ({"epochs": math.inf}, "epochs is a finite number, got inf"),
         ({"massive": math.nan}, "massive is a finite number, got nan"),
+        ({"architecture": "standard", "p_start": 1.0}, r"p_start=1\.0 leaves no steps to p-annealing"),
         ({"architecture": "standard", "p_end": 2.0}, "p_end, the penalty's last exponent, .* at most 1, got 2.0"),
         ({"architecture": "jumprelu", "penalty": "step"}, "penalty='step' needs sparsity: how much one active feature"),
         ({"architecture": "matryoshka_batchtopk", "groups": ()}, r"groups are parts of the features: .*got \(\)"),

@@ -7,9 +7,9 @@ as `\\u003c` and so on, so that neither `</script>` nor `<!--` can end or alter 
 
 import html
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+
+from interp.sealing import finite
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -27,7 +27,7 @@ def slug(title: str) -> str:
 
 def json_text(value: object) -> str:
     """JSON that may stand in a script element; NaN and infinities, which JSON does not have, become null."""
-    dumped = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    dumped = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     # `<`, `>` and `&` stand only inside JSON strings, where the \u form means the same character.
     return re.sub("[<>&]", lambda match: _UNSAFE[match[0]], dumped)
 
@@ -35,13 +35,3 @@ def json_text(value: object) -> str:
 def json_block(value: object, *, id: str) -> str:
     """A `<script type="application/json">` element holding `value`."""
     return f'<script type="application/json" id="{text(id)}">{json_text(value)}</script>'
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return value
