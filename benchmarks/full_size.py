@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from interp.bench.measure import environment
+from saes.beginning import first_state
 from saes.frame import Frame, measure
-from saes.init import start
 from saes.memory import memory_of
-from saes.optimise import TrainState, step
+from saes.optimise import step
 from saes.recipe import TrainConfig
 
 
@@ -46,6 +46,7 @@ def main() -> None:
         k=options.k,
         batch_size=options.batch,
         compute=options.compute,
+        b_dec="mean",
         aux_weight=1 / 32 if options.dead else 0.0,
     )
     x = torch.randn(options.batch, options.d)
@@ -54,7 +55,7 @@ def main() -> None:
     print(stated.text(), flush=True)
     before = resident("VmRSS")
     frame = Frame((measure(x, massive=10.0),), (options.d,))
-    state = TrainState(start(shape, frame.scaled(x), b_dec="mean", seed=0), config, frame, options.steps)
+    state = first_state(config, shape, frame, x, steps=options.steps)
     state.dead = torch.arange(options.dead)
     Path("/proc/self/clear_refs").write_text("5")
     seconds = []

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saes.beginning import first_state
 from saes.frame import Frame, measure
-from saes.init import start
-from saes.optimise import TrainState, begin, refresh, step
+from saes.optimise import refresh, step
 from saes.recipe import TrainConfig
 
 ARCHITECTURES = ("topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
@@ -184,11 +184,11 @@ class Ours:
     name = "midlens"
 
     def __init__(self, config: TrainConfig, sample: Tensor, *, steps: int, dense: bool = False) -> None:
-        if config.architecture == "jumprelu" and not dense:
-            config = dataclasses.replace(config, start_l0=config.k)
-        frame = Frame((measure(sample, massive=config.massive),), (sample.shape[1],))
-        sae = start(config.shape(sample.shape[1]), frame.scaled(sample), b_dec=config.b_dec, seed=config.seed)
-        self.state = begin(TrainState(sae, config, frame, steps), sample)
+        d = sample.shape[1]
+        if config.architecture == "jumprelu":
+            config = dataclasses.replace(config, start_l0=config.width(d) / 2 if dense else config.k)
+        frame = Frame((measure(sample, massive=config.massive),), (d,))
+        self.state = first_state(config, config.shape(d), frame, sample, steps=steps)
         if config.architecture == "jumprelu" and not dense:
             self.state.dense = False  # what the first renewal would find
 

@@ -12,7 +12,7 @@ norm 1 by a division alone. What a step needs at least, with P parameters:
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +25,10 @@ from interp.bench.flops import Product
 from interp.bench.measure import free_memory, held_memory, peak_during, spread
 from interp.bench.report import Row, make_row
 from interp.errors import InputError
+from saes.beginning import first_state
 from saes.frame import Frame, measure
-from saes.init import start
 from saes.memory import memory_of
-from saes.optimise import TrainState, begin, refresh, step
+from saes.optimise import TrainState, refresh, step
 from saes.recipe import SELECTING, Compute, TrainConfig, Training
 
 DENSE: tuple[str, ...] = ("topk", "batchtopk")
@@ -121,14 +121,10 @@ def time_steps(
 
 def new_state(task: Task, x: Float[Tensor, "n d"], *, seed: int = 0) -> TrainState:
     """A run about to take its first step on `x`, on the device of `x`."""
-    config, sample = task.config(), x.cpu()
+    config, sample = replace(task.config(), b_dec="mean", seed=seed), x.cpu()
     frame = Frame((measure(sample, massive=10.0),), (task.d,))
-    shape = config.shape(task.d)
-    filled = config.filled(shape)
-    norm, part = filled.decoder_init_norm, filled.mean_read or 0.0
-    assert norm is not None
-    sae = start(shape, frame.scaled(sample), b_dec="mean", seed=seed, norm=norm, mean_read=part).to(x.device)
-    return begin(TrainState(sae, config, frame, steps=1000, batch_size=task.batch), x)
+    sizes: dict[str, Any] = {"steps": 1000, "batch_size": task.batch}
+    return first_state(config, config.shape(task.d), frame, sample, **sizes, device=x.device)
 
 
 def dense_loss(state: TrainState, x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -29,14 +29,14 @@ from interp.sites import Site
 from interp.store import ActivationBatch
 from interp.to_device import to_device
 from interp.trackers import Tracker
+from saes.beginning import first_state
 from saes.finish import finished
 from saes.frame import Frame, measure
-from saes.init import start
-from saes.optimise import TrainState, begin, refresh, step
+from saes.optimise import TrainState, refresh, step
 from saes.recipe import BATCHED, TrainConfig
 from saes.sae import CFG, SAE
 from saes.team import ALONE, Team
-from saes.team_files import TeamFiles, own_features
+from saes.team_files import TeamFiles
 from saes.widths import Shape
 
 
@@ -156,13 +156,8 @@ class Fitting:
         frame = Frame(tuple(scalings), read, written)
         shape = Shape(read, None if y is None else y.shape[1]).of(config)
         x = torch.cat(sample, dim=1)
-        filled = config.filled(shape)
-        norm, part = filled.decoder_init_norm, filled.mean_read or 0.0
-        assert norm is not None
-        sae = start(shape, frame.scaled(x, y), b_dec=config.b_dec, seed=config.seed, norm=norm, mean_read=part)
         whole = {"steps": config.steps(len(self.rows)), "batch_size": self.batch_size, "team": self.team}
-        state = TrainState(own_features(sae, self.team).to(device), config, frame, **whole, shape=shape)
-        return begin(state, x.to(device), None if y is None else y.to(device))
+        return first_state(config, shape, frame, x, y, **whole, device=device)
 
     def _provenance(self) -> dict[str, Any]:
         """Where the SAE comes from, under SAELens's names where it has one."""

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saes.init import QUANTILE_ROWS, quantiles
 from saes.objectives import objective
 from saes.recipe import PENALISED
 from saes.state import TrainState as TrainState
@@ -34,17 +33,6 @@ class StepLog(NamedTuple):
     """Active features per token."""
     massive: Float[Tensor, ""]
     """Rows left out for their norm."""
-
-
-@torch.no_grad()
-def begin(state: TrainState, sample: Float[Tensor, "n d"], written: Float[Tensor, "n out"] | None = None) -> TrainState:
-    """Set biases or thresholds from a sample of raw activations, if the recipe has `start_l0`."""
-    if state.config.start_l0 is not None:
-        wanted = {"l0": state.config.start_l0, "of": state.whole.d_sae}
-        framed = state.frame.scaled(sample, written)
-        read = state.read(framed.x[framed.kept > 0][:QUANTILE_ROWS])
-        state.begin_at(quantiles(state.sae, read, **wanted))
-    return state
 
 
 def step(state: TrainState, x: Float[Tensor, "n d"], y: Float[Tensor, "n out"] | None = None) -> StepLog:
