@@ -2,7 +2,7 @@
 
     python benchmarks/sae_quality.py             extracts the stores that this reads, SmolLM2, layer 15 (stop it then)
     python benchmarks/sae_outliers.py            trains three SAEs of width 16,384; about a quarter of an hour
-    python benchmarks/sae_outliers.py --architecture topk --parts 0 0.5 --out topk.json
+    python benchmarks/sae_outliers.py --architecture topk --parts 0 0.5 --out topk.json         jumprelu as well
 
 Rows above ten times the median norm are left out of training and measuring; those above twice the median are the
 outliers here. They are a handful, but an SAE that answers each with thousands of features loses more by them than
@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_contestants import ARCHITECTURES
 from sae_quality import usual_rows
 from torch import Tensor
 
 from interp.bench.measure import environment
 from interp.sites import Site
 from interp.store import ActivationStore
-from saes.recipe import SELECTING, TrainConfig
+from saes.recipe import TrainConfig, uses
 from saes.row_quality import row_norms
 from saes.sae import SAE
 from saes.splice import massive_threshold
 from saes.train import fit
 
+READING = [name for name in ARCHITECTURES if uses("mean_read", name)]
 OUTLIER = 2.0
 """Times the median norm."""
 
@@ -75,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/sae_quality"), help="of sae_quality.py")
     parser.add_argument("--site", default="blocks.15.hook_resid_post")
-    parser.add_argument("--architecture", choices=SELECTING, default="batchtopk")
+    parser.add_argument("--architecture", choices=READING, default="batchtopk")
     parser.add_argument("--width", type=int, default=16_384)
     parser.add_argument("--parts", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="values of mean_read")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sae_outliers.json")
