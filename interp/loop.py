@@ -12,7 +12,7 @@ moved to the host except at logging steps. A non-finite metric ends the run befo
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -225,17 +225,26 @@ def _resume(trainee: Trainee[Any], folder: Path) -> int:
         partial.unlink()
     if not (found := checkpoints(folder)):
         return 0
-    older = f" to continue from {found[-2].name}" if len(found) > 1 else " to start again"
     try:
         tensors, facts = read_tensors(found[-1], "checkpoint")
     except InputError as error:
-        raise InputError(f"{error}; delete it{older}") from None
+        raise InputError(f"{error}; {without(found)}") from None
     if not isinstance(facts, dict) or type(facts.get("step")) is not int or facts["step"] < 0:
-        raise InputError(f"{found[-1]} is no checkpoint: its header names no step; delete it{older}")
+        raise InputError(f"{found[-1]} is no checkpoint: its header names no step; {without(found)}")
     if facts.get("run") != _run(folder):
-        raise InputError(f"{found[-1]} is of another run than {folder / 'run.json'} describes; delete it{older}")
+        raise of_another_run(found, folder)
     trainee.restore(tensors)
     return facts["step"]
+
+
+def of_another_run(found: Sequence[Path], folder: Path) -> InputError:
+    """What to raise for the last of these checkpoints, which was not written by the run in `folder`."""
+    return InputError(f"{found[-1]} is of another run than {folder / 'run.json'} describes; {without(found)}")
+
+
+def without(found: Sequence[Path]) -> str:
+    """What to do about the last of these checkpoints, if it cannot be used."""
+    return f"delete it to {f'continue from {found[-2].name}' if len(found) > 1 else 'start again'}"
 
 
 def metrics_of(line: bytes, place: str) -> dict[str, Any]:

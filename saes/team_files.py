@@ -1,7 +1,8 @@
 """A team's run in its folder: one process keeps settings and metrics, all of them write the checkpoints together.
 
     training/checkpoints/step-000000050/     safetensors of every process's part (torch.distributed.checkpoint, with the
-                                             Hugging Face writer: the default one pickles its metadata)
+                                             Hugging Face writer: the default one pickles its metadata), and the run's
+                                             settings
 
 Parts are written with their place in the whole, so a run goes on with another number of processes, or divided another
 way. A folder has its name only when every part of it is on disk.
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.loop import KEPT, Metrics, RunFiles, Trainee
+from interp.loop import KEPT, Metrics, RunFiles, Trainee, of_another_run
 from interp.sealing import partial_name, publish, sync
 from saes.sae import SAE
 from saes.state import TrainState
 from saes.team import SHARDED, Team
+
+_RUN = "run.json"
 
 
 def own_features(sae: SAE, team: Team) -> SAE:
@@ -78,6 +81,9 @@ class TeamFiles(RunFiles):
         found = sorted(home.glob("step-*"))
         if not found:
             return 0
+        of = found[-1] / _RUN
+        if not of.exists() or of.read_bytes() != (folder / _RUN).read_bytes():
+            raise of_another_run(found, folder)
         held = self._parts()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.distributed about its own defaults
@@ -94,6 +100,7 @@ class TeamFiles(RunFiles):
         if self.team.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            shutil.copy(folder / _RUN, partial)
         self.team.wait()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

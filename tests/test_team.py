@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ("loss", "aux", "penalty", "l0", "dead_fraction", "massive", "threshold")
 
 
-def torchrun(processes: int, folder: Path, parallel: str, *cases: str, steps: int | None = None) -> int:
-    """Train in that many processes on this machine; the exit status."""
+def torchrun(processes: int, folder: Path, parallel: str, *cases: str, steps: int | None = None) -> Any:
+    """Train in that many processes on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     child = [str(ROOT / "tests/team_child.py"), str(folder), parallel, *cases]
     more = {"OMP_NUM_THREADS": "1", **({} if steps is None else {"STEPS": str(steps)})}
     done = subprocess.run([*command, *child], env={**os.environ, **more}, capture_output=True, text=True, timeout=300)
     assert steps is not None or done.returncode == 0, done.stderr[-3000:]
-    return done.returncode
+    return done
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
@@ -74,13 +74,18 @@ def test_some_features_were_dead_and_revived(alone: Path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_and_another_division(alone: Path, tmp_path: Path):
-    assert torchrun(2, tmp_path, "dictionary", "topk", steps=23) != 0
+    assert torchrun(2, tmp_path, "dictionary", "topk", steps=23).returncode
     held = sorted(path.name for path in (tmp_path / "topk/training/checkpoints").iterdir())
     assert held == ["step-000000010", "step-000000020"]
     files = list((tmp_path / "topk/training/checkpoints").rglob("*.*"))
     assert files and all(path.suffix in (".safetensors", ".json") for path in files), files
-    assert torchrun(1, tmp_path, "dictionary", "topk", steps=33) != 0
-    assert torchrun(2, tmp_path, "data", "topk", steps=36) != 0
+    settings = tmp_path / "topk/training/checkpoints" / held[-1] / "run.json"
+    own = settings.read_text()
+    settings.write_text(own.replace('"seed": 0', '"seed": 1'))
+    assert "step-000000020 is of another run" in torchrun(1, tmp_path, "dictionary", "topk", steps=40).stderr
+    settings.write_text(own)
+    assert torchrun(1, tmp_path, "dictionary", "topk", steps=33).returncode
+    assert torchrun(2, tmp_path, "data", "topk", steps=36).returncode
     torchrun(3, tmp_path, "dictionary", "topk")
     for a, b in zip(curve(alone / "topk"), curve(tmp_path / "topk"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-4) and a["step"] == b["step"]
