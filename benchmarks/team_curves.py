@@ -26,7 +26,7 @@ import torch
 from interp.bench.measure import environment
 from interp.jsonlines import json_objects
 from interp.store import ActivationStore
-from saes import fitting
+from saes import beginning
 from saes.recipe import TrainConfig
 from saes.sae import SAE
 from saes.train import fit
@@ -34,7 +34,7 @@ from saes.train import fit
 HERE = Path(__file__).resolve().parent
 DEFAULT = HERE / "results" / "team_curves.json"
 SITE = "resid_post.15"
-START = fitting.start
+START = beginning.start
 
 
 def midlens(*words: str, processes: int = 1, threads: int = 1) -> None:
@@ -91,7 +91,7 @@ def train(store: Path, architecture: str, options: argparse.Namespace, folder: P
         "tokens": options.batch * options.steps, "log_every": max(1, options.steps // 40),
     }  # fmt: skip
     if "nudged" in how:
-        with mock.patch.object(fitting, "start", nudged_start):
+        with mock.patch.object(beginning, "start", nudged_start):
             fit(ActivationStore.open(store), TrainConfig(**recipe), folder, site=SITE)
         return
     divided = ["--parallel", how["parallel"]] if "parallel" in how else []
