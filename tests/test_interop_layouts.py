@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from interp.errors import InputError
 from saes.directions import directions
 from saes.interop import load_sae
 from saes.sae import SAE
@@ -278,3 +279,44 @@ def test_the_manifest_names_the_versions_and_no_pickle_is_committed():
     files = [path for path in FIXTURES.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
     assert sum(path.stat().st_size for path in files) < 1_000_000
+
+
+OWN = {
+    "saelens/gated": ("saelens", "sae_weights.safetensors"),
+    "saelens_legacy/gated": ("saelens", "sae_weights.safetensors"),
+    "sparsify/layers.15": ("sparsify", "sae.safetensors"),
+    "gemma_scope": ("gemma_scope", "params.npz"),
+    "gemma_scope_2/resid_post/layer_5_width_16k_l0_small": ("gemma_scope_2", "params.safetensors"),
+    LLAMA: ("llama_scope", "checkpoints/final.safetensors"),
+    "llamascopium/jumprelu": ("llamascopium", "sae_weights.safetensors"),
+    "dictionary_learning/GatedAutoEncoder": ("dictionary_learning", "ae.pt"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_file_of_weights_of_another_name_is_the_one_that_is_read(tmp_path, case):
+    """An earlier checkpoint beside the last one: told the layout, the file named is read, never its neighbour."""
+    layout, usual = OWN[case]
+    folder = place(case, tmp_path)
+    named = (folder / usual).with_stem("earlier")
+    (folder / usual).rename(named)
+    (folder / usual).write_bytes(b"another SAE")
+    x, codes, out = expected(case)
+    same_function(load_sae(named, layout=layout, trust_pickle=True), x, codes, out)
+
+
+def test_llama_scopes_file_may_be_named_too(tmp_path, monkeypatch):
+    folder = place(LLAMA, tmp_path)
+    same_function(load_sae(folder / "checkpoints/final.safetensors"), *expected(LLAMA))
+    monkeypatch.chdir(folder / "checkpoints")
+    same_function(load_sae("final.safetensors"), *expected(LLAMA))
+
+
+def test_a_folder_of_two_saes_is_not_read_by_guess(tmp_path):
+    folder = place("gemma_scope", tmp_path)
+    (folder / "params.safetensors").write_bytes(b"another SAE")
+    told = r"several layouts \(gemma_scope: params\.npz; gemma_scope_2: params\.safetensors\): name the file, or give"
+    with pytest.raises(InputError, match=told):
+        load_sae(folder)
+    for chosen in (load_sae(folder, layout="gemma_scope"), load_sae(folder / "params.npz")):
+        same_function(chosen, *expected("gemma_scope"))

@@ -49,7 +49,7 @@ def read(origin: Origin) -> SAE:
     name = trainer.get("dict_class")
     if name not in list(_CLASSES):
         raise InputError(f"{where}: dict_class is {name!r:.80}, only {', '.join(_CLASSES)} can be loaded")
-    file = SAFE if origin.has(SAFE) else PICKLE
+    file = origin.weights(SAFE, PICKLE)
     d, f = setting(trainer, "activation_dim", int, where), setting(trainer, "dict_size", int, where)
     raw = fitting(origin.tensors(file), _CLASSES[name], f"{origin.folder / file}", d=d, f=f)
     weights = _renamed(raw)

@@ -40,6 +40,12 @@ class Origin:
         """Whether the folder holds this file, and no other was named."""
         return (self.folder / name).is_file() and self.file in (None, name)
 
+    def weights(self, *usual: str) -> str:
+        """The file of tensors: the one that was named, else the first of the layout's own that is there."""
+        if self.file is not None and not self.file.endswith(".json"):
+            return self.file
+        return next((name for name in usual if (self.folder / name).is_file()), usual[-1])
+
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object."""
         value = read_json(self.folder / name, "SAE")

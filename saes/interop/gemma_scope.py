@@ -31,10 +31,11 @@ def read(origin: Origin) -> SAE:
         )
     metadata = _metadata(origin.name)
     transcoder = "hook_name_out" in metadata or bool({"transcoder", "transcoders"} & set(own))
-    weights = fitting(origin.tensors(FILE), _SHAPES, f"{origin.folder / FILE}")
+    file = origin.weights(FILE)
+    weights = fitting(origin.tensors(file), _SHAPES, f"{origin.folder / file}")
     if not transcoder and weights["W_enc"].shape[0] != weights["W_dec"].shape[1]:
         raise InputError(
-            f"{origin.folder / FILE} reads width {weights['W_enc'].shape[0]} and writes {weights['W_dec'].shape[1]}: "
+            f"{origin.folder / file} reads width {weights['W_enc'].shape[0]} and writes {weights['W_dec'].shape[1]}: "
             "a transcoder, which is told by its path: give its path in the suite, or put it into a folder `transcoders`"
         )
     return origin.build(weights, architecture="jumprelu", metadata=metadata, transcoder=transcoder)

@@ -35,7 +35,8 @@ def read(origin: Origin) -> SAE:
     width = None if about.get("width") is None else setting(about, "width", int, where)
     affine = bool(about.get("affine_connection"))
     shapes = _SHAPES | ({"affine_skip_connection": "d out"} if affine else {})
-    raw = fitting(origin.tensors(FILE), shapes, f"{origin.folder / FILE}", f=width)
+    file = origin.weights(FILE)
+    raw = fitting(origin.tensors(file), shapes, f"{origin.folder / file}", f=width)
     weights = {"W_enc": raw["w_enc"], "W_dec": raw["w_dec"]} | {n: raw[n] for n in ("b_enc", "b_dec", "threshold")}
     if affine:
         weights["W_skip"] = raw["affine_skip_connection"].T

@@ -53,7 +53,8 @@ def read_llama_scope(origin: Origin) -> SAE:
     where = f"{origin.folder / HYPERPARAMS}"
     about = origin.json(HYPERPARAMS)
     d, f = setting(about, "d_model", int, where), setting(about, "d_sae", int, where)
-    weights = _weights(origin.tensors(FINAL), f"{origin.folder / FINAL}", d, f)
+    file = origin.weights(FINAL)
+    weights = _weights(origin.tensors(file), f"{origin.folder / file}", d, f)
     norms = {} if about.get(_NORM) is None else setting(about, _NORM, dict, where)
     scales = _scales(about, norms.get("in"), norms.get("out", norms.get("in")), d, where)
     if about.get("act_fn") == "topk" and about.get("jump_relu_threshold"):
@@ -73,21 +74,20 @@ def read_llamascopium(origin: Origin) -> SAE:
     about = origin.json(CONFIG)
     if (kind := about.get("sae_type", "sae")) != "sae":
         raise InputError(f"{where}: sae_type is {kind!r}; only 'sae' (one site read, one written) can be loaded")
-    tensors = origin.tensors(WEIGHTS)
+    file = origin.weights(WEIGHTS)
+    tensors = origin.tensors(file)
     d = setting(about, "d_model", int, where)
     f = int(d * setting(about, "expansion_factor", (int, float), where))
     if long := [name for name, tensor in tensors.items() if name.startswith(_NORM) and tensor.numel() != 1]:
-        raise InputError(f"{origin.folder / WEIGHTS}: {long[0]} has the shape {tuple(tensors[long[0]].shape)}, not one")
+        raise InputError(f"{origin.folder / file}: {long[0]} has the shape {tuple(tensors[long[0]].shape)}, not one")
     norms = {
         name.removeprefix(f"{_NORM}."): tensors.pop(name).item() for name in list(tensors) if name.startswith(_NORM)
     }
     name = next((name for name in tensors if name.endswith("log_jumprelu_threshold")), None)
     threshold = tensors.pop(name).float().exp() if name else None
     if about.get("act_fn") == "jumprelu" and (threshold is None or threshold.shape != (f,)):
-        raise InputError(
-            f"{origin.folder / WEIGHTS} holds no log_jumprelu_threshold of length {f}, which jumprelu needs"
-        )
-    weights = _weights(tensors, f"{origin.folder / WEIGHTS}", d, f)
+        raise InputError(f"{origin.folder / file} holds no log_jumprelu_threshold of length {f}, which jumprelu needs")
+    weights = _weights(tensors, f"{origin.folder / file}", d, f)
     read, written = (norms.get(str(about.get(name))) for name in ("hook_point_in", "hook_point_out"))
     return _build(origin, about, weights, _scales(about, read, written, d, where), threshold, where)
 

@@ -93,7 +93,8 @@ def _origin(source: str | Path, part: str | None, *, trust_pickle: bool, revisio
     if path.exists():
         path = path / (part or "")
         if path.is_file():
-            return Origin(path.parent, str(path), trust_pickle, path.name)
+            folder = _folder_of(file := path.absolute())
+            return Origin(folder, str(path), trust_pickle, file.relative_to(folder).as_posix())
         if not path.is_dir():
             raise InputError(f"{Path(source)} holds no {part}; there are {_listing(Path(source))}")
         return Origin(path, str(path), trust_pickle)
@@ -114,9 +115,9 @@ def _fetched(repository: str, inside: str, *, trust_pickle: bool, revision: str 
     """The files a layout may need, downloaded into the hub's cache (or found there without network)."""
     from huggingface_hub import snapshot_download
 
-    names = [name for reader in _READERS.values() for files in reader.files for name in files]
-    if PurePosixPath(inside).name in names:
-        inside = str(PurePosixPath(inside).parent)
+    names = _files()
+    if own := next((name for name in names if f"/{inside}".endswith(f"/{name}")), None):
+        inside = str(PurePosixPath(inside).parents[own.count("/")])
     file = inside if PurePosixPath(inside).suffix in _SUFFIXES else None
     if file and PurePosixPath(file).suffix in _PICKLES and not trust_pickle:
         raise InputError(
@@ -126,10 +127,11 @@ def _fetched(repository: str, inside: str, *, trust_pickle: bool, revision: str 
     folder = str(PurePosixPath(file).parent) if file else inside
     names += [f"{repository.split('/')[1]}{suffix}" for suffix in _PICKLES]
     wanted = {str(PurePosixPath(folder, name)) for name in names if trust_pickle or not name.endswith(_PICKLES)}
+    configs = {name for name in wanted if name.endswith(".json")}
     above = {str(PurePosixPath(folder).parent / "config.json")} if folder not in ("", ".") else set()
     try:
         root = snapshot_download(
-            repository, revision=revision, allow_patterns=[file] if file else sorted(wanted | above)
+            repository, revision=revision, allow_patterns=sorted({file} | configs if file else wanted | above)
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -142,10 +144,17 @@ def _fetched(repository: str, inside: str, *, trust_pickle: bool, revision: str 
 
 def _layout_of(origin: Origin) -> Layout:
     """The layout whose files are there."""
-    for layout in get_args(Layout):
-        for files in _READERS[layout].files:
-            if all((origin.folder / name).is_file() for name in files) and origin.file in (None, *files):
-                return layout
+    there = {
+        layout: files
+        for layout in reversed(get_args(Layout))
+        for files in reversed(_READERS[layout].files)
+        if all((origin.folder / name).is_file() for name in files) and origin.file in (None, *files)
+    }
+    if len({files[-1] for files in there.values()}) > 1:
+        found = "; ".join(f"{layout}: {' + '.join(files)}" for layout, files in reversed(there.items()))
+        raise InputError(f"{origin.name} holds files of several layouts ({found}): name the file, or give layout=")
+    if there:
+        return list(there)[-1]
     if origin.file and origin.file.endswith((*_PICKLES, ".safetensors")):
         return "goodfire"
     if origin.folder.is_dir() and origin.file is None and len(goodfire_found(origin)) == 1:
@@ -156,6 +165,21 @@ def _layout_of(origin: Origin) -> Layout:
         f"{origin.name} has no layout known here{pickles}. Known are {known}; goodfire: one .pth file. "
         f"There are {_listing(origin.folder)}; if one of these is the SAE, name it (part=...)"
     )
+
+
+def _folder_of(file: Path) -> Path:
+    """The folder that holds the settings for a file: its own, or the one above a layout's folder of checkpoints."""
+    for settings, weights in (files for reader in _READERS.values() for files in reader.files if len(files) == 2):
+        inner = PurePosixPath(weights).parent
+        root = file.parent.parent
+        if inner.parts and root / inner == file.parent and (root / settings).is_file():
+            return root
+    return file.parent
+
+
+def _files() -> list[str]:
+    """The names that tell layouts."""
+    return [name for reader in _READERS.values() for files in reader.files for name in files]
 
 
 def _listing(folder: Path) -> str:

@@ -57,8 +57,8 @@ def read(origin: Origin) -> SAE:
     check_types(cfg, where, ("architecture", "rescale_acts_by_decoder_norm"))
     if cfg.get("architecture") in _BATCH or _TRAINING & cfg.keys():
         return _read_training(origin, cfg)
-    config = from_cfg(cfg, where)
-    weights = checked(origin.tensors(WEIGHTS), config, f"{origin.folder / WEIGHTS}")
+    config, file = from_cfg(cfg, where), origin.weights(WEIGHTS)
+    weights = checked(origin.tensors(file), config, f"{origin.folder / file}")
     if cfg.get("rescale_acts_by_decoder_norm"):
         weights = fold_decoder_norm(weights)
     return SAE.of_weights(config, **weights)
@@ -70,19 +70,20 @@ def _read_training(origin: Origin, cfg: dict[str, Any]) -> SAE:
     settings |= {"training_architecture": cfg.get("architecture")} | ({"k": cfg.get("k")} if batch else {})
     rest = {name: value for name, value in cfg.items() if name not in _TRAINING}
     rest["metadata"] = (cfg.get("metadata") or {}) | settings
-    weights, threshold = origin.tensors(WEIGHTS), 0.0
+    file = origin.weights(WEIGHTS)
+    weights, threshold = origin.tensors(file), 0.0
     if batch:
         if "topk_threshold" not in weights or weights["topk_threshold"].numel() != 1:
-            raise InputError(f"{origin.folder / WEIGHTS} holds no topk_threshold, which {cfg['architecture']} needs")
+            raise InputError(f"{origin.folder / file} holds no topk_threshold, which {cfg['architecture']} needs")
         threshold = weights.pop("topk_threshold").item()
         rest = {name: value for name, value in rest.items() if name != "k"} | {"architecture": "jumprelu"}
     config = from_cfg(rest, where)
     if cfg.get("rescale_acts_by_decoder_norm"):
-        fitting(weights, _PLAIN, f"{origin.folder / WEIGHTS}", d=config.d_in, f=config.d_sae)
+        fitting(weights, _PLAIN, f"{origin.folder / file}", d=config.d_in, f=config.d_sae)
         weights = fold_decoder_norm(weights)
     if batch and "b_enc" in weights:  # as long as the tensor that is there: the config's number is not yet checked
         weights["threshold"] = torch.full_like(weights["b_enc"], threshold)
-    return SAE.of_weights(config, **checked(weights, config, f"{origin.folder / WEIGHTS}"))
+    return SAE.of_weights(config, **checked(weights, config, f"{origin.folder / file}"))
 
 
 def _read_old(origin: Origin, cfg: dict[str, Any]) -> SAE:
@@ -96,12 +97,13 @@ def _read_old(origin: Origin, cfg: dict[str, Any]) -> SAE:
             "load it with sae_lens, fold the scale into its weights and save it again"
         )
     shapes, sizes = _OLD_SHAPES[architecture] | _SCALINGS, {"d": cfg.get("d_in"), "f": cfg.get("d_sae")}
-    weights = fitting(origin.tensors(WEIGHTS), shapes, f"{origin.folder / WEIGHTS}", **sizes)
+    file = origin.weights(WEIGHTS)
+    weights = fitting(origin.tensors(file), shapes, f"{origin.folder / file}", **sizes)
     weights = _rescaled(weights, cfg, where)
     if "log_threshold" in weights:
         weights["threshold"] = weights.pop("log_threshold").exp()
     if architecture == "jumprelu" and "threshold" not in weights:
-        raise InputError(f"{origin.folder / WEIGHTS} holds neither threshold nor log_threshold, which jumprelu needs")
+        raise InputError(f"{origin.folder / file} holds neither threshold nor log_threshold, which jumprelu needs")
     metadata = {name: cfg.get(name) for name in _OLD_METADATA}
     return origin.build(
         weights,

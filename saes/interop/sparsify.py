@@ -43,12 +43,13 @@ def read(origin: Origin) -> SAE:
     d, k = setting(about, "d_in", int, where), setting(about, "k", int, where)
     size, own = ("num_latents", 1) if about.get("num_latents") else ("expansion_factor", d)
     f = own * setting(about, size, int, where)
-    raw = fitting(origin.tensors(FILE), _SHAPES, f"{origin.folder / FILE}", d=d, f=f)
+    file = origin.weights(FILE)
+    raw = fitting(origin.tensors(file), _SHAPES, f"{origin.folder / file}", d=d, f=f)
     weights = {"W_enc": raw["encoder.weight"].T, "b_enc": raw["encoder.bias"]} | {
         name: raw[name] for name in ("W_dec", "b_dec", "W_skip") if name in raw
     }
     if (said := bool(about.get("skip_connection"))) != ("W_skip" in weights):
-        raise InputError(f"{where}: skip_connection is {said}, but {FILE} {'lacks' if said else 'holds'} a W_skip")
+        raise InputError(f"{where}: skip_connection is {said}, but {file} {'lacks' if said else 'holds'} a W_skip")
     transcoder = bool(about.get("transcode"))
     if "W_skip" in weights and not transcoder:
         weights = fold_subtraction(weights, weights["b_dec"])
