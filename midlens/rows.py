@@ -109,5 +109,6 @@ class RowsOptions(PlacingConfig, Planned):
         folder = self.out.with_name(self.out.name + ".tokens")
         stream = stream_text(config, folder, buffer_bytes=round(self.buffer_gib * 2**30), model=model)
         say(stream.describe())
-        say(mixing(stream, min(batch_size, len(stream)), seed=seed).describe())
+        if (size := min(batch_size, len(stream))) > 1:  # how rows of one batch are mixed
+            say(mixing(stream, size, seed=seed).describe())
         return stream, named[0] if len(named) == 1 else named

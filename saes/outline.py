@@ -26,7 +26,7 @@ from saes.bench_run import BenchConfig
 from saes.discover import SIDES, DiscoverConfig
 from saes.memory import memory_of
 from saes.recipe import PENALISED, TrainConfig
-from saes.sweep import estimate
+from saes.sweep import estimate, stream_key
 from saes.sweep_config import Members, named
 from saes.widths import Shape
 
@@ -37,6 +37,7 @@ def training_outline(
     recipe: TrainConfig, shape: Shape, rows: int, out: Path, *, device: str | None = None
 ) -> dict[str, object]:
     """Of one SAE over `rows` rows."""
+    recipe = replace(recipe, batch_size=min(recipe.batch_size, rows))
     sae = shape.of(recipe)
     steps = recipe.steps(rows)
     seconds = steps * _step_seconds(recipe, sae.d_in, sae.d_sae, device)
@@ -44,7 +45,7 @@ def training_outline(
     return {
         "sae": f"{recipe.architecture}, {sae.d_in:,} to {sae.d_sae:,} features, k {recipe.k}",
         "rows": rows,
-        "steps": f"{steps:,} of {recipe.batch_size:,} rows ({recipe.epochs:g} epochs)",
+        "steps": f"{steps:,} of {recipe.batch_size:,} rows ({steps * recipe.batch_size / rows:.3g} epochs)",
         "memory": memory_of(recipe, sae).text(),
         "disk": f"{size(4 * parameters)} of weights, {size(12 * parameters)} for a checkpoint",
         "state": folder_state(out, "cfg.json", "training"),
@@ -75,18 +76,21 @@ def rows_outline(
     """Of a store, or of a stream from the model of `text()`."""
     if store is not None:
         held = ActivationStore.open(store)
-        widths = {str(site): held.rows(site, 0, 1).shape[-1] for site in held.sites}
-        named = [str(site) for site in Site.parse_all(sites)] or list(widths)
-        if absent := {*named, *([str(Site.parse(site_out))] if site_out else [])} - set(widths):
-            raise InputError(f"{store} holds {', '.join(widths)}, not {', '.join(sorted(absent))}")
-        if not sites and len(widths) > 1:
-            raise InputError(f"{store} holds {', '.join(widths)}; say which with --site")
-        written = None if site_out is None else widths[str(Site.parse(site_out))]
-        return OutlinedRows(Shape(tuple(widths[name] for name in named), written), len(held), {"store": str(store)})
+        there = list(map(str, held.sites))
+        named = [str(site) for site in Site.parse_all(sites)] or there
+        written = None if site_out is None else str(Site.parse(site_out))
+        shape = Shape.stated(held.manifest, named, written)
+        if shape is None:
+            absent = {*named, *([] if written is None else [written])} - set(there)
+            raise InputError(f"{store} holds {', '.join(there)}, not {', '.join(sorted(absent))}")
+        if not sites and len(there) > 1:
+            raise InputError(f"{store} holds {', '.join(there)}; say which with --site")
+        return OutlinedRows(shape, len(held), {"store": str(store)})
     config = text()
     sketch = Sketch.of(str(config.model), dtype=config.dtype, device=config.device)
     shape = stream_shape(sketch, config.sites, site_out)
-    config = replace(config, tokens=out.with_name(out.name + ".tokens"))
+    read = (*config.sites, *([] if site_out is None else [site_out]))
+    config = replace(config, sites=read, tokens=out.with_name(out.name + ".tokens"))
     plan = extraction_outline(config, out.with_name(out.name + ".stream"), sketch=sketch)
     told = ("model", "sites", "tokens", "batches", "seconds")
     return OutlinedRows(shape, int(str(plan["rows"])), {f"stream {name}": plan[name] for name in told})
@@ -136,11 +140,13 @@ def sweep_outline(members: Members, shape: Shape, rows: int, out: Path, *, devic
         sae = shape.of(config)
         if name not in there:
             seconds += config.steps(rows) * _step_seconds(config, sae.d_in, sae.d_sae, device)
-    first = next(iter(configs.values()))
+    streams: dict[tuple[int, int], list[TrainConfig]] = {}
+    for config in configs.values():
+        streams.setdefault(stream_key(config, rows), []).append(config)
     return {
         "members": ", ".join(configs),
         "rows": rows,
-        "memory": estimate(list(configs.values()), shape, first.batch_size),
+        "memory": "; then ".join(estimate(own, shape, batch) for (_, batch), own in streams.items()),
         "there": ", ".join(there) or "none of them",
         "seconds": round(seconds, 1),
         "basis": BASIS,

@@ -94,7 +94,7 @@ def sweep(
     path.mkdir(parents=True, exist_ok=True)
     with only_writer(path):
         with contextlib.ExitStack() as open_streams:
-            keys = dict.fromkeys(_key(rows, config) for config in configs_of(grid))
+            keys = dict.fromkeys(stream_key(config, len(rows)) for config in configs_of(grid))
             streams = {key: open_streams.enter_context(Shared(rows, sites, *key)) for key in keys}
             shape = next(iter(streams.values())).shape()
             if measure is not None:
@@ -102,7 +102,7 @@ def sweep(
             members = [Member(name, config, path / name) for name, config in names.items()]
             summary = _begun(Summary.open(path, rows, sites), members, shape)
             for key, stream in streams.items():
-                own = [member for member in members if _key(rows, member.config) == key]
+                own = [member for member in members if stream_key(member.config, len(rows)) == key]
                 waiting = [m for m in own if not is_finished(m.path) and not summary.has_diverged(m.name)]
                 if waiting and announce is not None:
                     announce(estimate([m.config for m in waiting], shape, stream.size))
@@ -188,9 +188,9 @@ class Shared:
         yield from self._source
 
 
-def _key(rows: Rows, config: TrainConfig) -> tuple[int, int]:
+def stream_key(config: TrainConfig, rows: int) -> tuple[int, int]:
     """What decides a recipe's batches: seed and batch size."""
-    return config.seed, min(config.batch_size, len(rows))
+    return config.seed, min(config.batch_size, rows)
 
 
 def _train(

@@ -103,6 +103,32 @@ def test_plans_write_nothing_and_load_nothing(source: Path, tmp_path: Path, caps
         assert found["plan"].items() >= told.items() and state(tmp_path) == {}, given
 
 
+def test_the_plan_of_a_training_is_of_the_rows_and_batches_it_then_has(source: Path, tmp_path: Path, capsys):
+    """Heads side by side, a batch no larger than the store, epochs as they come out, the written site of a stream."""
+    rows = tmp_path / "z"
+    model = HookedModel.load(str(source / "model"), device="cpu")
+    extract(model, token_file(tmp_path / "z.tokens", [30] * 20, seed=1), ["z.0"], rows, progress=False)
+    _, *sizes = ActivationStore.open(rows).rows("z.0", 0, 1).shape
+    given = ["train", "--store", rows, "--expansion", 2, "--batch-size", 4096, "--tokens", 870, "--device", "cpu"]
+    status, told, err = run(capsys, *given, "--out", tmp_path / "sae", "--dry-run")
+    assert status == 0, err
+    status, done, _ = run(capsys, *given, "--out", tmp_path / "sae")
+    d = sizes[0] * sizes[1]
+    assert status == 0 and (done["figures"]["d_in"], done["figures"]["d_sae"]) == (d, 2 * d)
+    assert told["plan"]["sae"].startswith(f"topk, {d} to {2 * d} features")
+    assert told["plan"]["steps"] == "2 of 580 rows (2 epochs)"
+    exact = run(capsys, *given[:-4], "--batch-size", 580, "--device", "cpu", "--out", tmp_path / "b", "--dry-run")[1]
+    assert told["plan"]["memory"] == exact["plan"]["memory"]
+    stream = ["train", "--model", source / "model", "--corpus", source / "text.jsonl", "--site", "resid_post.0"]
+    wide = run(capsys, *stream, "--site-out", "mlp_out.1", "--k", 2, "--out", tmp_path / "t", "--dry-run")[1]["plan"]
+    assert "blocks.1.hook_mlp_out" in wide["stream sites"]
+    sweep = ["sweep", "--store", rows, "--k", 2, "--widths", 24, "--out", tmp_path / "sweep", "--dry-run"]
+    memory = {n: run(capsys, *sweep, "--seeds", *range(n))[1]["plan"]["memory"] for n in (1, 2)}
+    assert memory[2] == f"{memory[1]}; then {memory[1]}"  # one after the other
+    given = ["train", *stream[1:], "--k", 2, "--d-sae", 24, "--tokens", 8, "--batch-size", 1, "--device", "cpu"]
+    assert run(capsys, *given, "--out", tmp_path / "single")[0] == 0  # of batches of one row nothing can be mixed
+
+
 def test_a_plan_counts_what_is_there(source: Path, tmp_path: Path, capsys):
     given = ["sweep", "--store", source / "store", "--site", SITES[0], "--widths", 24, "--base.epochs", 1,
              "--base.batch-size", 64, "--device", "cpu", "--out", tmp_path / "sweep"]  # fmt: skip
