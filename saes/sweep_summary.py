@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _FORMAT, _VERSION = "midlens-sweep", 1
 _RECORD = ("architecture", "d_sae", "config", "status", "error", "training", "held_out", "measured")
+_UNFINISHED = {"status": "unfinished", "error": None, "training": None, "held_out": None, "measured": None}
 _AXES = {
     "explained_variance": ("explained variance (higher is better)", False),
     "delta_ce": ("ΔCE, nats per token (lower is better)", True),
@@ -85,20 +86,12 @@ class Summary:
         return summary
 
     def add(self, name: str, config: TrainConfig, shape: SAEConfig) -> None:
-        """Take in a member that is about to be trained, or was before: figures stay those of the SAE in its folder."""
-        record = {
-            "architecture": config.architecture,
-            "d_sae": shape.d_sae,
-            "config": json.loads(json.dumps(dataclasses.asdict(config))),
-            "status": "unfinished",
-            "error": None,
-            "training": None,
-            "held_out": None,
-            "measured": None,
-        }
+        """Take in a member whose folder is claimed: what is known of it, if its SAE is there, or its divergence."""
+        config_json = json.loads(json.dumps(dataclasses.asdict(config)))
+        record = {"architecture": config.architecture, "d_sae": shape.d_sae, "config": config_json, **_UNFINISHED}
         old = self.records.get(name, record)
-        known = old["config"] == record["config"] and (is_finished(self.path / name) or old["status"] == "diverged")
-        self.records[name] = old if known else record
+        diverged = old["status"] == "diverged" and old["config"] == config_json
+        self.records[name] = old if diverged or is_finished(self.path / name) else record
 
     def has_diverged(self, name: str) -> bool:
         """Whether training it again would diverge again."""
@@ -112,6 +105,9 @@ class Summary:
     def complete(self, measure: Measure | None, *, show: bool | None = None) -> None:
         """Take in the figures of finished members, evaluate those that are not, and write file and page."""
         done = {name: record for name, record in self.records.items() if is_finished(self.path / name)}
+        for name, record in self.records.items():
+            if record["status"] == "finished" and name not in done:
+                record |= _UNFINISHED
         for name, record in done.items():
             lines = (self.path / name / "training" / "metrics.jsonl").read_text().splitlines()
             record |= {"status": "finished", "error": None, "training": json.loads(lines[-1])}

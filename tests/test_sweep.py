@@ -1,5 +1,6 @@
 """Sweeps: every member is what `fit` makes alone, each batch is read once, kills and divergences, names, summary."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -243,6 +244,23 @@ def test_a_member_trained_anew_is_measured_anew(tmp_path):
     found = sweep(rows, grid, tmp_path / "sweep", **options).figures()
     assert found == sweep(rows, grid, tmp_path / "fresh", **options).figures()
     assert found["topk"] == first["topk"] and found["jump"]["explained_variance"] != first["jump"]["explained_variance"]
+    shutil.rmtree(tmp_path / "sweep" / "jump")
+    left = sweep(rows, {"topk": grid["topk"]}, tmp_path / "sweep", **options)
+    assert list(left.figures()) == ["topk"] and left.records["jump"]["status"] == "unfinished"
+
+
+def test_figures_stay_when_a_default_is_written_out(tmp_path):
+    """The same run, so the same SAE and what is known of it; nothing is measured again."""
+    x = sparse_mixture(600)[0]
+    tokens = planted.token_file(tmp_path / "tokens", [30] * 10)
+    place = torch.arange(300) // 30, torch.arange(300) % 30
+    rows = planted.store(tmp_path / "train", tokens, x[:300], *place)
+    held_out = planted.store(tmp_path / "held-out", tokens, x[300:], *place)
+    recipe = TrainConfig(**SMALL)
+    first = sweep(rows, {"a": recipe}, tmp_path / "sweep", site=planted.SITE, evaluate_on=held_out, show=False)
+    written = dataclasses.replace(recipe, mean_read=0.5, k_start=3)
+    again = sweep(rows, {"a": written}, tmp_path / "sweep", site=planted.SITE, show=False)
+    assert again.held_out and again.figures() == first.figures()
 
 
 def test_held_out_rows_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path):
