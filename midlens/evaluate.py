@@ -93,15 +93,12 @@ class Evaluate(PlacingConfig, Planned):
             show=None,
         )
         say(found.text())
-        if self.out is not None:  # kept, should what follows fail or be interrupted
-            found.save(self.out)
-        count, fires = fires_in(store, site, site_out=self.site_out, force=self.force), found.densities > 0
-        alive = lambda one: fires if one is sae else count(one)  # noqa: E731
+        written = [] if self.out is None else [found.save(self.out)]  # kept, should what follows fail
+        known = {sae: found.densities > 0}
+        alive = fires_in(store, site, site_out=self.site_out, known=known, force=self.force)
         parts = run_suite(sae, model, asked, site, alive=alive, force=self.force, show=None)
         found = dataclasses.replace(found, parts=dict(found.parts) | parts)
         if parts:
             say(as_text(parts))
-        return finish(
-            *([] if self.out is None else [found.save(self.out)]),
-            figures=found.scalars() | {"parts": dict(found.parts)},
-        )
+        written = [found.save(path) for path in written]
+        return finish(*written, figures=found.scalars() | {"parts": dict(found.parts)})

@@ -106,10 +106,21 @@ def run_suite(
     return parts
 
 
-def fires_in(store: Stored, site: Any, *, site_out: Site | str | None = None, force: bool = False) -> Any:
-    """For `run_suite`: the features that fire at least once in the rows of a store, massive ones not counted."""
+def fires_in(
+    store: Stored,
+    site: Any,
+    *,
+    site_out: Site | str | None = None,
+    known: Mapping[SAE, Bool[Tensor, " f"]] | None = None,
+    force: bool = False,
+) -> Any:
+    """For `run_suite`: the features that fire at least once in the rows of a store, massive ones not counted.
+
+    `known`: those of SAEs for which this was counted already."""
 
     def alive(sae: SAE) -> Bool[Tensor, " f"]:
+        if known is not None and sae in known:
+            return known[sae]
         places = places_of(sae, site=site, site_out=site_out)
         check_stored(sae, store, places, force=force)
         limits = thresholds_of(sae, store, places.sites)

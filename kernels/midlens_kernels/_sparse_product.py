@@ -27,11 +27,15 @@ CHUNK = 2**24  # pre-activations alive at a time; 2^22 to 2^26 measured alike, a
 def pre_activations(
     x: Float[Tensor, "n d"], W_enc: Float[Tensor, "d f"], b_enc: Float[Tensor, " f"], compute: torch.dtype | None
 ) -> Iterator[tuple[int, Float[Tensor, "r f"]]]:
-    """The first token of each chunk and the chunk's pre-activations, in the dtype `compute` (None: that of x)."""
+    """The first token of each chunk and the chunk's pre-activations, in the dtype `compute` (None: that of x).
+
+    All chunks are written to the same place: each is valid until the next is asked for."""
     x, W_enc, b_enc = (t.detach().to(compute or x.dtype) for t in (x, W_enc, b_enc))
     rows = max(1, CHUNK // len(b_enc))
+    out = x.new_empty(min(rows, len(x)), len(b_enc))
     for start in range(0, len(x), rows):
-        yield start, torch.addmm(b_enc, x[start : start + rows], W_enc)
+        chunk = x[start : start + rows]
+        yield start, torch.addmm(b_enc, chunk, W_enc, out=out[: len(chunk)])
 
 
 class _Entries(torch.autograd.Function):

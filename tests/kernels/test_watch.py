@@ -3,7 +3,7 @@
 import midlens_kernels._groups as groups
 import pytest
 import torch
-from midlens_kernels import threshold_encode, threshold_select, topk_decode, topk_encode
+from midlens_kernels import _sparse_product, threshold_encode, threshold_select, topk_decode, topk_encode
 from midlens_kernels.threshold_encode import cpu as threshold_cpu
 from midlens_kernels.threshold_select import cpu as select_cpu
 from midlens_kernels.topk_encode import cpu as topk_cpu
@@ -84,12 +84,12 @@ def test_no_dense_copies_forward(monkeypatch):
     monkeypatch.setattr(select_cpu, "PIECE", N * F // 32)
     x, encoder, b, weight, kept = parameters()
     for name, encode in encoders(encoder, weight, kept):
-        watch = Allocated(but=("addmm",))
+        watch = Allocated()
         under(watch, lambda encode=encode: encode(x, b))
         codes = N * int(name.split()[-1])
         # the group maxima, or the candidates (GROUP of them for each entry wanted), are the largest things there are
         limit = max(N * F // groups.GROUP, groups.GROUP * codes) if codes <= N * F // 32 else 2 * codes
-        assert limit < N * F and not watch.above(limit), (name, watch.above(limit))
+        assert limit < N * F and watch.above(limit) == [(N * F, "new_empty")], (name, watch.above(limit))
     watch = Allocated()
     under(watch, lambda: x @ encoder.T + b > 0)
     assert len(watch.above(N * F - 1)) == 3  # product, sum, mask
@@ -98,10 +98,23 @@ def test_no_dense_copies_forward(monkeypatch):
 def test_threshold_encode_makes_no_dense_copy(monkeypatch):
     monkeypatch.setattr(threshold_cpu, "BLOCK", N * F // 32)
     x, encoder, b, _, _ = parameters()
-    watch = Allocated(but=("addmm",))
+    watch = Allocated()
     pre, *_ = under(watch, lambda: threshold_encode(x, encoder.T, b, torch.full((F,), 8.0)))
     assert 0 < len(pre) < N * F // 32
-    assert not watch.above(N * F // 32), watch.above(N * F // 32)
+    assert watch.above(N * F // 32) == [(N * F, "new_empty")], watch.above(N * F // 32)
+
+
+def test_chunks_of_pre_activations_share_their_place(monkeypatch):
+    """Two chunks, and room for one; the same codes as from one chunk."""
+    x, encoder, b, weight, kept = parameters()
+    for name, encode in encoders(encoder, weight, kept):
+        whole = encode(x, b)
+        with monkeypatch.context() as chunked:
+            chunked.setattr(_sparse_product, "CHUNK", N * F // 2)
+            watch = Allocated()
+            torch.testing.assert_close(under(watch, lambda encode=encode: encode(x, b)), whole)
+        made = [each for each in watch.made if each[1] in ("new_empty", "addmm") and each[0] == N * F // 2]
+        assert made == [(N * F // 2, "new_empty")], (name, made)
 
 
 def test_backward_makes_the_weight_gradient_and_nothing_else_that_large():
