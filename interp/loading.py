@@ -27,7 +27,7 @@ from interp.precision import default_dtype
 from interp.presets import PRESETS, Preset
 from interp.quiet import quiet_transformers
 from interp.sites import Point, Site
-from interp.weights import built_empty, checked_weights, fetch, load_partial, wrong_shape
+from interp.weights import built_empty, checked_weights, fetch, folder_revision, load_partial, wrong_shape
 
 SUPPORTED = {
     "llama": "Llama",
@@ -170,7 +170,7 @@ def _resolve(name: str, preset: Preset | None) -> _Source:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"the folder {path} holds no model: expected a config.json beside its weights in it")
-        return _Source(path, None, None)
+        return _Source(path, None, folder_revision(path))
     if path.exists():
         raise InputError(f"{path} is a file, but no .gguf; expected a model folder with a config.json, or a GGUF file")
     return _Source(None, _hub_id(name), None)

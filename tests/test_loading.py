@@ -14,7 +14,7 @@ import pytest
 import safetensors
 import torch
 from huggingface_hub import errors as hub_errors
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save_file
 
 from interp import cache, gguf_cache, weights
 from interp.errors import InputError
@@ -22,6 +22,7 @@ from interp.families import anatomy_of
 from interp.gguf_header import read_header
 from interp.loading import SUPPORTED, layers_needed, load_hf, parse_device, parse_dtype
 from interp.model import HookedModel
+from interp.outline import Sketch
 from interp.presets import PRESETS
 from interp.sites import Site
 from tests.tiny_gguf import write_qwen2_gguf
@@ -109,11 +110,29 @@ def stream(model, tokens, layer: int) -> torch.Tensor:
     return caught[0]
 
 
+def test_a_folder_s_revision_is_of_what_it_holds(saved, tmp_path):
+    """The same under another name; another as soon as a weight is, or the config; the dry run knows it too."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved[0], folder)
+    revision = load_hf(folder, **CPU).revision
+    assert revision.startswith("folder-sha256:")
+    assert revision == load_hf(saved[0], **CPU).revision == Sketch.of(str(folder)).revision
+    assert revision == load_hf(folder, upto="resid_post.0", **CPU).revision
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    tensors = load(shard.read_bytes())  # `load_file` would map what is then written
+    last = max(tensors)
+    save_file({**tensors, last: tensors[last] * 1.5}, shard, metadata={"format": "pt"})
+    assert (other := load_hf(folder, **CPU).revision) != revision
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("{", '{"note": 1,', 1))
+    assert load_hf(folder, **CPU).revision not in (revision, other)
+
+
 def test_whole_model_equals_the_saved_one(saved):
     folder, model = saved
     loaded = load_hf(folder, **CPU)
     assert not loaded.hf.training and loaded.n_layers == model.config.num_hidden_layers and loaded.name == str(folder)
-    assert loaded.preset is None and loaded.revision is None
+    assert loaded.preset is None
     state, expected = loaded.hf.state_dict(), model.state_dict()
     assert state.keys() == expected.keys() and all(torch.equal(state[k], expected[k]) for k in expected)
 
