@@ -139,7 +139,7 @@ def _refuse_conventions(cfg: Mapping[str, Any], source: str) -> None:
         "architecture": tuple(_ARCHITECTURES),
         # "expected_average_only_in" stands in checkpoints: the scale of the inputs is not yet in the weights
         "normalize_activations": ("none",),
-        "reshape_activations": ("none",),
+        "reshape_activations": ("none", "hook_z"),  # heads side by side, as they always lie in rows here
         "dtype": get_args(Dtype),
     }
     for name, values in allowed.items():

@@ -113,14 +113,14 @@ class Evaluation:
         return as_lines(self.scalars())
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON, null where a number is NaN."""
+        """Write it as JSON, which has neither NaN nor infinity: null stands for them."""
         content = self.scalars() | {"densities": self.densities.tolist(), "parts": dict(self.parts)}
         write_sealed(Path(path), json.dumps(finite(content), allow_nan=False) + "\n")
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
-        """Read what `save` wrote; the numbers come back exactly."""
+        """Read what `save` wrote; the numbers come back exactly, null as NaN."""
         found: Any = read_json(Path(path), "evaluation")
         names = {*_measured(), *_DERIVED, "densities", "parts"}
         if not isinstance(found, dict) or set(found) != names:

@@ -148,7 +148,7 @@ def edit(folder, **changes):
         ({"architecture": "temporal"}, "architecture is 'temporal', but only .*'topk', .* can be loaded"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm', but only 'none'"),
         ({"normalize_activations": "expected_average_only_in"}, "but only 'none' can be loaded"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations is 'hook_z'"),
+        ({"reshape_activations": "hook_q"}, "reshape_activations is 'hook_q', but only 'none', 'hook_z' can be"),
         ({"metadata": {}}, "no metadata.sae_lens_version, so it is no SAELens version 6 file"),
         ({"k": None}, "a topk SAE needs k"),
         ({"d_sae": None}, "lacks d_sae; an SAE cannot be rebuilt without"),

@@ -182,3 +182,19 @@ def test_a_batchtopk_checkpoint_without_its_threshold(tmp_path):
     save_file(weights, tmp_path / "sae_weights.safetensors")
     with pytest.raises(InputError, match="holds no topk_threshold"):
         load_sae(tmp_path)
+
+
+def test_an_attention_sae_of_theirs_reads_heads_side_by_side(tmp_path):
+    """They flatten z themselves (`hook_z`); rows of a store are flat already."""
+    theirs = sae_lens.StandardSAE.from_dict(
+        sae_lens.StandardSAEConfig(d_in=D, d_sae=F, reshape_activations="hook_z").to_dict()
+    )
+    randomise(theirs)
+    theirs.cfg.metadata.hook_name = "blocks.3.attn.hook_z"
+    theirs.save_model(str(tmp_path))
+    assert json.loads((tmp_path / "cfg.json").read_text())["reshape_activations"] == "hook_z"
+    ours, x = load_sae(tmp_path), tokens()
+    heads = x.view(1, 50, 2, 3)  # one text of 50 tokens, two heads of width three
+    close(ours.encode(x).dense(), theirs.encode(heads)[0])
+    close(ours(x), theirs(heads)[0].flatten(1))
+    assert ours.config.metadata["hook_name"] == "blocks.3.attn.hook_z"
