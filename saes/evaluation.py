@@ -1,7 +1,7 @@
 """`Evaluation`: the figures of one SAE as a record, and as one JSON file.
 
 The file holds the scalars by name (the derived ones as well), `densities`, one number per feature, and `parts`: what
-further evaluations found, each under its name. Numbers come back exactly.
+further evaluations found, each under its name. Finite numbers come back exactly.
 """
 
 import json

@@ -228,13 +228,19 @@ def test_held_out_figures_are_those_of_the_evaluation(tmp_path):
         sweep(held_out, grid, tmp_path / "sweep", **options)
 
 
+def two_stores(folder: Path):
+    """Rows to train on and rows held out."""
+    x = sparse_mixture(600)[0]
+    tokens = planted.token_file(folder / "tokens", [30] * 10)
+    place = torch.arange(300) // 30, torch.arange(300) % 30
+    return tuple(
+        planted.store(folder / name, tokens, rows, *place) for name, rows in (("train", x[:300]), ("held-out", x[300:]))
+    )
+
+
 def test_a_member_trained_anew_is_measured_anew(tmp_path):
     """Its folder deleted, the same recipe leads to another SAE where defaults are others by now."""
-    x = sparse_mixture(600)[0]
-    tokens = planted.token_file(tmp_path / "tokens", [30] * 10)
-    place = torch.arange(300) // 30, torch.arange(300) % 30
-    rows = planted.store(tmp_path / "train", tokens, x[:300], *place)
-    held_out = planted.store(tmp_path / "held-out", tokens, x[300:], *place)
+    rows, held_out = two_stores(tmp_path)
     grid = {"jump": TrainConfig(**SMALL, architecture="jumprelu"), "topk": TrainConfig(**SMALL)}
     options = {"site": planted.SITE, "evaluate_on": held_out, "show": False}
     with pytest.MonkeyPatch.context() as before:
@@ -251,11 +257,7 @@ def test_a_member_trained_anew_is_measured_anew(tmp_path):
 
 def test_figures_stay_when_a_default_is_written_out(tmp_path):
     """The same run, so the same SAE and what is known of it; nothing is measured again."""
-    x = sparse_mixture(600)[0]
-    tokens = planted.token_file(tmp_path / "tokens", [30] * 10)
-    place = torch.arange(300) // 30, torch.arange(300) % 30
-    rows = planted.store(tmp_path / "train", tokens, x[:300], *place)
-    held_out = planted.store(tmp_path / "held-out", tokens, x[300:], *place)
+    rows, held_out = two_stores(tmp_path)
     recipe = TrainConfig(**SMALL)
     first = sweep(rows, {"a": recipe}, tmp_path / "sweep", site=planted.SITE, evaluate_on=held_out, show=False)
     written = dataclasses.replace(recipe, mean_read=0.5, k_start=3)
