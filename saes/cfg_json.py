@@ -130,7 +130,10 @@ def from_cfg(cfg: Any, source: str) -> SAEConfig:
         raise InputError(
             f"{source}: architecture {cfg['architecture']!r:.80} and d_out={known.get('d_out')} contradict"
         )
-    return SAEConfig(**known, sources=_sources(metadata, source), metadata=metadata)
+    try:
+        return SAEConfig(**known, sources=_sources(metadata, source), metadata=metadata)
+    except InputError as error:
+        raise InputError(str(error) if source in str(error) else f"{source}: {error}") from None
 
 
 def _refuse_conventions(cfg: Mapping[str, Any], source: str) -> None:

@@ -338,6 +338,14 @@ def test_the_same_before_version_6(tmp_path, changes, told):
     refused(folder, "cfg.json", told)
 
 
+@pytest.mark.parametrize(("case", "file"), [("sparsify/layers.15", "cfg.json"), ("saelens/topk", "cfg.json")])
+def test_more_active_features_than_there_are_names_the_sae(tmp_path, case, file):
+    folder = place(case, tmp_path)
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {"k": 10_000}))
+    refused(folder, str(folder), "k=10000 active features do not fit")
+
+
 def test_layouts_that_are_not_known_or_not_there(tmp_path):
     folder = place("sparsify/layers.15", tmp_path)
     refused(folder, "layout is one of saelens, sparsify, ", "got 'foo'", layout="foo")

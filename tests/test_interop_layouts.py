@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save_file
@@ -303,6 +304,14 @@ def test_a_file_of_weights_of_another_name_is_the_one_that_is_read(tmp_path, cas
     (folder / usual).write_bytes(b"another SAE")
     x, codes, out = expected(case)
     same_function(load_sae(named, layout=layout, trust_pickle=True), x, codes, out)
+
+
+def test_an_npz_of_the_other_order_of_bytes(tmp_path):
+    folder = place("gemma_scope", tmp_path)
+    with np.load(folder / "params.npz") as arrays:
+        swapped = {name: arrays[name].astype(arrays[name].dtype.newbyteorder(">")) for name in arrays.files}
+    np.savez(folder / "params.npz", **swapped)
+    same_function(load_sae(folder), *expected("gemma_scope"))
 
 
 def test_llama_scopes_file_may_be_named_too(tmp_path, monkeypatch):

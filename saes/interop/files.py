@@ -80,16 +80,19 @@ class Origin:
         """The SAE of these tensors, named and oriented as SAELens does; `subtract` is `apply_b_dec_to_input`."""
         d, f = weights["W_enc"].shape
         known = {name: value for name, value in metadata.items() if value is not None}
-        config = SAEConfig(
-            d_in=d,
-            d_sae=f,
-            architecture=architecture,
-            k=k,
-            d_out=weights["W_dec"].shape[1] if transcoder or "W_skip" in weights else None,
-            skip="W_skip" in weights,
-            apply_b_dec_to_input=subtract,
-            metadata={**known, "source": self.name},
-        )
+        try:
+            config = SAEConfig(
+                d_in=d,
+                d_sae=f,
+                architecture=architecture,
+                k=k,
+                d_out=weights["W_dec"].shape[1] if transcoder or "W_skip" in weights else None,
+                skip="W_skip" in weights,
+                apply_b_dec_to_input=subtract,
+                metadata={**known, "source": self.name},
+            )
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
         return SAE.of_weights(config, **checked(dict(weights), config, self.name))
 
 
@@ -144,7 +147,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
             for member in archive.infolist():
                 _claimed(archive, member, path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            return {name: torch.from_numpy(_native(arrays[name])) for name in arrays.files}
     except InputError:
         raise
     except Exception as error:  # an npz is a zip of Python texts and of bytes: its readers raise errors of many kinds
@@ -152,6 +155,11 @@ def _npz(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as an npz archive of plain arrays ({type(error).__name__}: {error!s:.200}); fetch "
             "it again. Arrays of pickled objects are not opened"
         ) from None
+
+
+def _native(array: Any) -> Any:
+    """In this machine's order of bytes, which is the only one that PyTorch has."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _claimed(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
