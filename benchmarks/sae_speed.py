@@ -7,10 +7,10 @@ Both take the same batches, from memory. In each round every contestant runs som
 to round; ratios are taken within a round. What a run does beside its steps is in: renewing the list of dead features
 (ours), the schedules (both). JumpReLU's cost depends on how many features fire, in ours: thresholds start at the
 quantiles that let k features fire, for both, and the learning rate is so small that this stays; "jumprelu, dense start"
-is ours with half of the features active throughout, where it computes with matrices, against the same steps of SAELens
-(whose cost is always the same); by default a run begins with 2 k active ones and never comes there. Prints a table
-(Markdown), writes JSON; seconds are wall-clock, and processor seconds are reported beside them, which other programs
-disturb less.
+is ours with nearly half of the features active throughout, where it computes with matrices, against the same steps of
+SAELens (whose cost is always the same). Runs with penalty `step` or `tanh` begin there; those that aim at k begin with
+2 k active ones. Prints a table (Markdown), writes JSON; seconds are wall-clock, and processor seconds are reported
+beside them, which other programs disturb less.
 """
 
 import argparse

@@ -23,6 +23,8 @@ class SAEPreset:
     name: str
     source: str
     """`organisation/repository:folder` on the hub."""
+    layout: str
+    """Of its files there (`saes.interop.load`), whatever else may lie beside them."""
     model: str
     site: Site
     chat: bool
@@ -39,6 +41,7 @@ SAE_PRESETS: dict[str, SAEPreset] = {
         SAEPreset(
             "llama-scope-l15r-32x",
             "fnlp/Llama3_1-8B-Base-LXR-32x:Llama3_1-8B-Base-L15R-32x",
+            "llama_scope",
             model="llama-3.1-8b-instruct",
             site=Site(Point.RESID_POST, 15),
             chat=True,
@@ -50,6 +53,7 @@ SAE_PRESETS: dict[str, SAEPreset] = {
         SAEPreset(
             "gemma-scope-9b-it-l20-131k",
             "google/gemma-scope-9b-it-res:layer_20/width_131k/average_l0_81",
+            "gemma_scope",
             model="gemma-2-9b-it",
             site=Site(Point.RESID_POST, 20),
             chat=True,

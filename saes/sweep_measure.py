@@ -14,7 +14,7 @@ import torch
 from interp.effects import Effects
 from interp.errors import InputError
 from interp.model import HookedModel
-from interp.sealing import digest
+from interp.sealing import digest, finite
 from interp.tokenfile import TokenFile
 from saes.belongs import other_model
 from saes.evaluate import combine, measure_losses
@@ -99,7 +99,7 @@ class Measure:
         limits = self._limits(sae)
         rows = measure_rows(sae, self.store, list(self.sites.read), threshold=limits, site_out=self.sites.written)
         found = combine(rows, effects, threshold=max(limits.values()))
-        return {name: value if math.isfinite(value) else None for name, value in found.scalars().items()}
+        return finite(found.scalars())
 
     def _load(self, path: Path) -> SAE:
         return SAE.load(path, device=self.device if self.model is None else self.model.device)

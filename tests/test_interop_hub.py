@@ -85,6 +85,15 @@ def test_the_preset_of_llama_scope(hub, tmp_path):
     assert sae.config.metadata["model_name"] == "meta-llama/Llama-3.1-8B" == PRESETS["llama-3.1-8b"].hub_id
 
 
+def test_a_preset_knows_its_layout_should_another_copy_lie_beside(hub, tmp_path):
+    inside = "Llama3_1-8B-Base-L15R-32x"
+    hub.put(f"llama_scope/{inside}", "fnlp/Llama3_1-8B-Base-LXR-32x", inside, tmp_path / "a")
+    hub.put("llamascopium/jumprelu", "fnlp/Llama3_1-8B-Base-LXR-32x", inside, tmp_path / "b")
+    check(load_sae("llama-scope-l15r-32x"), f"llama_scope/{inside}")
+    with pytest.raises(InputError, match=r"several layouts \(llama_scope: .*; llamascopium: "):
+        load_sae(LLAMA.source)
+
+
 def test_a_preset_s_sae_is_read_on_the_model_it_was_trained_on_and_on_the_preset_s(hub, tmp_path):
     """Its site is checked all the same, and it stays so when it is saved; loaded by the repository's name, it isn't."""
     inside = "Llama3_1-8B-Base-L15R-32x"

@@ -62,7 +62,8 @@ print(json.dumps([status("VmHWM") - base, memory_of(config, state.sae.config).pe
     ids=str,
 )
 def test_the_stated_peak_is_the_measured_one(options, d, dead):
-    """Not beyond what is stated by more than a twentieth, nor below by more than a quarter."""
+    """At most a twentieth beyond what is stated; below it where no feature is dead, whose revival is stated all the
+    same, and where the largest terms are not due at once."""
     options = {"d_sae": 20480, "batch_size": 512, "k": 32, "b_dec": "mean", **options}
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
     # Freed memory goes back at once, so that what is resident is what is held.
@@ -71,7 +72,7 @@ def test_the_stated_peak_is_the_measured_one(options, d, dead):
     found = subprocess.run(child, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert found.returncode == 0, found.stderr
     measured, stated = json.loads(found.stdout)
-    assert 0.75 < measured / stated < 1.05, f"measured {measured / 2**20:.0f} MiB, stated {stated / 2**20:.0f} MiB"
+    assert 0.8 < measured / stated < 1.05, f"measured {measured / 2**20:.0f} MiB, stated {stated / 2**20:.0f} MiB"
 
 
 def test_full_size_fits_what_is_said():

@@ -80,9 +80,10 @@ def load_sae(
     if layout is not None and layout not in _READERS:
         raise InputError(f"layout is one of {', '.join(_READERS)}, got {layout!r}")
     origin = _origin(source, part, trust_pickle=trust_pickle, revision=revision)
-    chosen = layout or _layout_of(origin)
+    preset = None if Path(source).exists() else SAE_PRESETS.get(str(source))
+    chosen = layout or (_layout_of(origin) if preset is None else preset.layout)
     sae = _READERS[chosen].read(origin).to(device)
-    if not Path(source).exists() and (preset := SAE_PRESETS.get(str(source))):
+    if preset is not None:
         sae.config = dataclasses.replace(sae.config, metadata={**sae.config.metadata, USED_ON: preset.model})
     return sae
 
